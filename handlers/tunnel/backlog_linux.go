@@ -1,0 +1,17 @@
+package tunnel
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// backlog asks for the bytes in the socket's send queue that the peer has not
+// acknowledged, tcp(7) and unix(7): SIOCOUTQ.
+func backlog(raw syscall.RawConn) (n int, ok bool) {
+	err := raw.Control(func(fd uintptr) {
+		v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		n, ok = v, err == nil
+	})
+	return n, ok && err == nil
+}

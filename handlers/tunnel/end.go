@@ -1,0 +1,134 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// bufferSize is how much one read takes at most. 16, 64 and 256 KiB were
+	// measured and were no better.
+	bufferSize = 32 << 10
+
+	// headroom stands before the bytes of a read, for what the read before it
+	// left over: a header that was cut off, or a pong that may be ours.
+	headroom = 6 + pingSize
+
+	// restSize is the buffer that a connection keeps for itself where it
+	// cannot be waited for by its descriptor, see end.wait.
+	restSize = 512
+)
+
+// buffer is what a pump holds while bytes pass, and only then.
+type buffer [headroom + bufferSize]byte
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// end is one of the two connections of a socket.
+type end struct {
+	conn net.Conn
+
+	// raw is there for plain TCP and unix sockets: these are waited for on the
+	// descriptor, and a buffer is taken only when bytes are there.
+	raw syscall.RawConn
+
+	// rest is there for all others, TLS above all: bytes that were decrypted
+	// wait within the connection, where no descriptor tells of them. They are
+	// read into this small buffer, and into a large one once it is full.
+	rest []byte
+}
+
+func newEnd(conn net.Conn) end {
+	// Types that embed these may read and write in ways of their own, so only
+	// the very types count.
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		if raw, err := c.SyscallConn(); err == nil {
+			return end{conn: conn, raw: raw}
+		}
+	case *net.UnixConn:
+		if raw, err := c.SyscallConn(); err == nil {
+			return end{conn: conn, raw: raw}
+		}
+	}
+	return end{conn: conn, rest: make([]byte, headroom+restSize)}
+}
+
+// past is a deadline that makes a read return what is there without waiting.
+var past = time.Unix(1, 0)
+
+// readRest waits for bytes in the small buffer. If they fill it, more is
+// likely there: what can be had without waiting is read into a large buffer
+// behind them. The bytes begin at headroom in either; b is nil when they are
+// in the small one.
+func (e *end) readRest() (b *buffer, n int, err error) {
+	n, err = e.conn.Read(e.rest[headroom:])
+	if n < restSize || err != nil {
+		return nil, n, err
+	}
+	b = buffers.Get().(*buffer)
+	copy(b[headroom:], e.rest[headroom:])
+	if e.conn.SetReadDeadline(past) != nil {
+		return b, n, nil // closed meanwhile: the next read tells
+	}
+	more, err := e.conn.Read(b[headroom+n:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	if e.conn.SetReadDeadline(time.Time{}) != nil {
+		err = nil
+	}
+	return b, n + more, err
+}
+
+// closeWrite passes on that nothing more comes (TCP's FIN, TLS's
+// close_notify), as far as the connection can say so.
+func (e *end) closeWrite() {
+	type halfCloser interface{ CloseWrite() error }
+	if c, ok := e.conn.(halfCloser); ok {
+		_ = c.CloseWrite()
+	}
+	if inner := e.inner(); inner != e.conn {
+		if c, ok := inner.(halfCloser); ok {
+			_ = c.CloseWrite()
+		}
+	}
+}
+
+// cut ends the connection at once, whatever waits on it.
+func (e *end) cut() {
+	// tls.Conn.Close would wait up to 5 s to write its alert.
+	_ = e.inner().Close()
+}
+
+// inner is the connection beneath TLS, or the connection itself.
+func (e *end) inner() net.Conn {
+	if c, ok := e.conn.(interface{ NetConn() net.Conn }); ok {
+		return c.NetConn()
+	}
+	return e.conn
+}
+
+// backlog is how many bytes the peer has not yet taken out of the kernel's
+// send queue; false where that can't be known.
+func (e *end) backlog() (int, bool) {
+	c, ok := e.inner().(syscall.Conn)
+	if !ok {
+		return 0, false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	return backlog(raw)
+}
+
+// isReset reports whether a read ended otherwise than by the peer's FIN.
+func isReset(err error) bool {
+	return !errors.Is(err, io.EOF)
+}

@@ -1,0 +1,123 @@
+package tunnel
+
+import (
+	"io"
+	"syscall"
+)
+
+// pump relays one direction until its source has nothing more to say. Its
+// frame stays small and its work is done in calls that are not inlined, so
+// that the stack of an idle socket's goroutine is the smallest there is.
+func (s *Socket) pump(f *flow, early []byte) {
+	s.relayEarly(f, early)
+	for s.step(f) {
+	}
+	s.pumpEnded(f)
+}
+
+// relayEarly passes on what had arrived with the handshake.
+//
+//go:noinline
+func (s *Socket) relayEarly(f *flow, early []byte) {
+	for len(early) > 0 {
+		b := buffers.Get().(*buffer)
+		n := copy(b[headroom:], early)
+		early = early[n:]
+		s.relay(f, b, n)
+	}
+}
+
+// step waits for bytes and relays them. It reports false at the end.
+//
+//go:noinline
+func (s *Socket) step(f *flow) bool {
+	if f.src.raw == nil {
+		return s.stepRest(f)
+	}
+	if err := f.src.raw.Read(f.onReadable); err != nil {
+		f.err = err
+	}
+	if f.n > 0 {
+		s.relay(f, f.buf, f.n)
+		f.buf, f.n = nil, 0
+	}
+	return f.err == nil
+}
+
+// readable takes a buffer only when the descriptor has bytes; without any it
+// reports false, and the pump waits on without one.
+func (f *flow) readable(fd uintptr) bool {
+	b := buffers.Get().(*buffer)
+	for {
+		n, err := syscall.Read(int(fd), b[headroom:])
+		switch {
+		case n > 0:
+			f.buf, f.n = b, n
+			return true
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			buffers.Put(b)
+			return false
+		case err == nil:
+			err = io.EOF
+		}
+		buffers.Put(b)
+		f.err = err
+		return true
+	}
+}
+
+// stepRest is step for a connection that keeps a small buffer of its own.
+//
+//go:noinline
+func (s *Socket) stepRest(f *flow) bool {
+	b, n, err := f.src.readRest()
+	if n > 0 {
+		if b != nil {
+			s.relay(f, b, n)
+		} else {
+			s.relayBytes(f, f.src.rest, n)
+		}
+	}
+	if err != nil {
+		f.err = err
+	}
+	return err == nil
+}
+
+// relay passes on the n bytes that were read into b, and gives b back.
+//
+//go:noinline
+func (s *Socket) relay(f *flow, b *buffer, n int) {
+	s.relayBytes(f, b[:], n)
+	buffers.Put(b)
+}
+
+// relayBytes passes on the n bytes behind p's headroom, into which goes what
+// the read before held back.
+func (s *Socket) relayBytes(f *flow, p []byte, n int) {
+	if f.in {
+		s.life.Store(int64(s.now()))
+	}
+	if f.blind {
+		return
+	}
+	p = p[headroom-f.nheld : headroom+n]
+	copy(p, f.held[:f.nheld])
+	f.nheld = 0
+	before := f.bytes.Load() + f.messages.Load()
+	c := f.scan(p)
+	if s.policy.IdleTimeout > 0 && f.bytes.Load()+f.messages.Load() != before {
+		s.data.Store(int64(s.now()))
+	}
+	f.write(p[:c.keep], c)
+	switch {
+	case c.err != nil:
+		f.blind = true
+		s.violated(f, c.err)
+	case c.closed:
+		f.blind = true
+		s.closePassed(f)
+	}
+}

@@ -1,0 +1,352 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"crypto/rand"
+)
+
+const (
+	// closeGrace is how long a socket lives on after its first close frame,
+	// or after one side went away: for the close handshake, for a frame that
+	// is still under way, for what is still to be delivered.
+	closeGrace = 5 * time.Second
+
+	// resetGrace is what remains when the client's connection broke: nothing
+	// can reach the client any more.
+	resetGrace = time.Second
+)
+
+// never is a time of life that no socket reaches.
+const never = time.Duration(math.MaxInt64)
+
+// Policy is how long a socket may live, and on what signs of life. One policy
+// serves all sockets of a handler; it is not changed once in use.
+type Policy struct {
+	PingInterval time.Duration // 0: no pings, and no clock of life
+	PongTimeout  time.Duration
+	IdleTimeout  time.Duration // without a data message either way; 0: none
+}
+
+// Identity is what logs, metrics and the admin API say of a socket.
+type Identity struct {
+	ID          string // unique, and later sockets sort behind earlier ones
+	Tunnel      string
+	User        string
+	Issuer      string
+	ClientIP    string
+	Upstream    string
+	Subprotocol string
+	Expires     time.Time // of the token; zero where it is not known
+}
+
+// Accepted is a socket whose handshake is done.
+type Accepted struct {
+	Identity
+	Policy *Policy
+
+	// The two connections, and what had been read from them behind the
+	// handshake. The socket owns them from here on.
+	Client, Backend           net.Conn
+	ClientEarly, BackendEarly []byte
+
+	// Reserved are the frame bits that the negotiated extensions use.
+	Reserved Reserved
+
+	// Lifetime is how long the socket may live from now on, 0: forever; and
+	// Expires whether it is the token that ends then, or the limit set by
+	// the operator.
+	Lifetime      time.Duration
+	LifetimeCause Cause
+
+	// Release gives back what the socket holds of others' (slots of caps). It
+	// is called once, as soon as the socket begins to end; may be nil.
+	Release func()
+
+	// Observer is told what happens; may be nil.
+	Observer Observer
+}
+
+// Observer is told of a socket's life. Its methods may be called from any
+// goroutine and must not block.
+type Observer interface {
+	// Opened is called once, before anything passes.
+	Opened(s *Socket)
+	// Pong tells how long a ping of the gate's was under way.
+	Pong(s *Socket, rtt time.Duration)
+	// Closed is called once, when the socket holds nothing any more.
+	Closed(s *Socket, end Summary)
+}
+
+// Summary is what there is to say of a socket that ended.
+type Summary struct {
+	Cause
+	Duration time.Duration
+	In, Out  Traffic
+}
+
+// Traffic counts one direction.
+type Traffic struct {
+	Messages uint64 // data messages, counted at their first frame
+	Bytes    uint64 // payload of data frames as on the wire
+}
+
+// Socket is one live tunnel.
+type Socket struct {
+	Identity
+	policy   *Policy
+	observer Observer
+
+	client, backend end
+	in, out         flow
+	number          uint64 // tells our pings from others'
+	opened          time.Time
+
+	// Signs of life, as times since opened.
+	life   atomic.Int64 // the client was last known to live
+	data   atomic.Int64 // last data message; kept only with an idle timeout
+	ending atomic.Bool  // a close frame was seen or is to be sent: no more pings
+
+	mu            sync.Mutex // guards what follows; held for moments only
+	timer         *time.Timer
+	nextPing      time.Duration
+	lifetime      time.Duration // never without a limit
+	lifetimeCause Cause
+	cutAt         time.Duration // never until the end begins
+	waiting       waiting
+	cause         Cause // its Reason is empty until the end begins
+	release       func()
+	pumps         int
+}
+
+// Start takes over the connections of a and relays between them until either
+// side, the gate or time ends it. It returns at once.
+func Start(a Accepted) *Socket {
+	s := &Socket{
+		Identity:      a.Identity,
+		policy:        a.Policy,
+		observer:      a.Observer,
+		client:        newEnd(a.Client),
+		backend:       newEnd(a.Backend),
+		number:        newNumber(),
+		opened:        time.Now(),
+		nextPing:      never,
+		lifetime:      never,
+		lifetimeCause: a.LifetimeCause,
+		cutAt:         never,
+		release:       a.Release,
+		pumps:         2,
+	}
+	s.in = flow{socket: s, in: true, src: &s.client, dst: &s.backend, boundary: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
+	s.out = flow{socket: s, src: &s.backend, dst: &s.client, boundary: true, scanner: Scanner{Reserved: a.Reserved}}
+	s.in.onReadable = s.in.readable
+	s.out.onReadable = s.out.readable
+	if s.policy.PingInterval > 0 {
+		s.nextPing = s.policy.PingInterval
+	}
+	if a.Lifetime > 0 {
+		s.lifetime = a.Lifetime
+	}
+	s.mu.Lock()
+	s.timer = time.AfterFunc(s.firstLook(), s.tick)
+	s.mu.Unlock()
+	if s.observer != nil {
+		s.observer.Opened(s)
+	}
+	go s.pump(&s.in, a.ClientEarly)
+	go s.pump(&s.out, a.BackendEarly)
+	return s
+}
+
+func newNumber() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails, see its documentation
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// now is how long the socket has lived: a monotonic clock.
+func (s *Socket) now() time.Duration { return time.Since(s.opened) }
+
+// Opened is when the tunnel began.
+func (s *Socket) Opened() time.Time { return s.opened }
+
+// LastSeen is when the client was last known to live.
+func (s *Socket) LastSeen() time.Time {
+	return s.opened.Add(time.Duration(s.life.Load()))
+}
+
+// Traffic counts what has passed so far in either direction.
+func (s *Socket) Traffic() (in, out Traffic) { return s.in.traffic(), s.out.traffic() }
+
+func (f *flow) traffic() Traffic {
+	return Traffic{Messages: f.messages.Load(), Bytes: f.bytes.Load()}
+}
+
+// Close begins to end the socket by the gate's will: close frames go to both
+// sides at the next frame boundary, and closeGrace later the connections are
+// cut. It does not wait. It reports false if the socket was ending already.
+func (s *Socket) Close(c Cause) bool {
+	if !s.begin(c, closeGrace) {
+		return false
+	}
+	s.freeSlots()
+	// Each by itself: a side that does not read must not hold up the other.
+	go s.in.want(pendingClose)
+	go s.out.want(pendingClose)
+	return true
+}
+
+// begin notes why the socket ends, unless that is known already, and sets the
+// time that is left to it.
+func (s *Socket) begin(c Cause, grace time.Duration) (first bool) {
+	s.ending.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause.Reason == "" {
+		s.cause = c
+		first = true
+	}
+	if at := s.now() + grace; at < s.cutAt && s.pumps > 0 {
+		s.cutAt = at
+		s.timer.Reset(grace)
+	}
+	return first
+}
+
+// closeFor is the close frame that the destination of f gets from the gate.
+func (s *Socket) closeFor(f *flow) (code uint16, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.in {
+		return s.cause.backendCode(), ""
+	}
+	return s.cause.Code, s.cause.Text
+}
+
+// violated ends a socket whose source broke the framing rules.
+func (s *Socket) violated(f *flow, _ error) {
+	if f.in {
+		s.Close(causeClientProtocol)
+	} else {
+		s.Close(causeBackendProtocol)
+	}
+}
+
+// closePassed notes that the source of f sent a close frame.
+func (s *Socket) closePassed(f *flow) {
+	by := ByBackend
+	if f.in {
+		by = ByClient
+	}
+	f.closeSeen.Store(true)
+	s.begin(causeClosed(by, f.code), closeGrace)
+	s.settle()
+}
+
+// settle ends the connections whose close handshake is complete. Towards the
+// client the gate is the server, who closes first (RFC 6455 §7.1.1).
+func (s *Socket) settle() {
+	client := s.out.settled()
+	backend := s.in.settled()
+	if client && backend {
+		s.freeSlots()
+	}
+}
+
+// settled ends the stream to f's destination if that got a close frame and
+// sent one.
+func (f *flow) settled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.closeSent || !f.other().closeSeen.Load() {
+		return false
+	}
+	f.finish()
+	return true
+}
+
+// writeFailed notes that the destination of f takes nothing any more. What it
+// may have sent before is still read: its close frame can be among it.
+func (s *Socket) writeFailed(f *flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	grace := closeGrace
+	if !f.in {
+		grace = resetGrace
+	}
+	if at := s.now() + grace; at < s.cutAt && s.pumps > 0 {
+		s.cutAt = at
+		s.timer.Reset(grace)
+	}
+}
+
+// pumpEnded passes on that the source of f is gone, and tidies up after the
+// second.
+func (s *Socket) pumpEnded(f *flow) {
+	f.ended.Store(true)
+	reset := isReset(f.err)
+	if f.in {
+		grace := closeGrace
+		if reset {
+			grace = resetGrace
+		}
+		s.begin(causeClientLost, grace)
+		f.end(0, "")
+	} else {
+		s.begin(causeBackendLost, closeGrace)
+		var code uint16
+		if !s.in.closeSeen.Load() && !s.in.ended.Load() {
+			code = CodeBackendLost
+		}
+		f.end(code, causeBackendLost.Text)
+	}
+	if reset || !f.in {
+		s.freeSlots()
+	}
+	s.mu.Lock()
+	s.pumps--
+	last := s.pumps == 0
+	if last {
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	if last {
+		s.finished()
+	}
+}
+
+// finished lets go of everything.
+func (s *Socket) finished() {
+	s.cut()
+	s.freeSlots()
+	if s.observer == nil {
+		return
+	}
+	s.mu.Lock()
+	end := Summary{Cause: s.cause, Duration: s.now()}
+	s.mu.Unlock()
+	end.In, end.Out = s.Traffic()
+	s.observer.Closed(s, end)
+}
+
+// cut ends both connections at once.
+func (s *Socket) cut() {
+	s.client.cut()
+	s.backend.cut()
+}
+
+// freeSlots gives back, once, what the socket holds of others'.
+func (s *Socket) freeSlots() {
+	s.mu.Lock()
+	release := s.release
+	s.release = nil
+	s.mu.Unlock()
+	if release != nil {
+		release()
+	}
+}
