@@ -1,0 +1,5 @@
+package caddyfile
+
+import "errors"
+
+var errTransport = errors.New("its transport is ws_tunnel: leave `transport` out, or configure ws_gate and reverse_proxy apart")
