@@ -28,6 +28,7 @@ func init() {
 //	    from_subprotocol <prefixes...>
 //	    forward_token
 //	    user_claim       <claim>
+//	    require          <claim> <values...>
 //	    identity         <header> <claim>
 //	    origins          <origins...>
 //	    missing_origin   allow|deny
@@ -37,6 +38,7 @@ func init() {
 //	    max_lifetime     <duration>
 //	    on_expiry        close|keep
 //	    expiry_grace     <duration>
+//	    on_reject        http|close
 //	    tunnel_name      <name>
 //	}
 func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
@@ -77,6 +79,7 @@ var gateOptions = map[string]func(p *gateParser, o option) error{
 	"from_subprotocol": func(p *gateParser, o option) error { return o.words(&p.gate.FromSubprotocol, auth.ValidateSubprotocol) },
 	"forward_token":    func(p *gateParser, o option) error { return p.once(o, o.flag(&p.gate.ForwardToken)) },
 	"user_claim":       func(p *gateParser, o option) error { return p.once(o, o.word(&p.gate.UserClaim)) },
+	"require":          (*gateParser).require,
 	"identity":         (*gateParser).identity,
 	"origins":          (*gateParser).origins,
 	"missing_origin":   func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.MissingOrigin, "allow", "deny")) },
@@ -86,6 +89,7 @@ var gateOptions = map[string]func(p *gateParser, o option) error{
 	"max_lifetime":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.MaxLifetime)) },
 	"on_expiry":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnExpiry, "close", "keep")) },
 	"expiry_grace":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.ExpiryGrace)) },
+	"on_reject":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnReject, "http", "close")) },
 	"tunnel_name":      func(p *gateParser, o option) error { return p.once(o, o.word(&p.gate.TunnelName)) },
 }
 
@@ -111,6 +115,15 @@ func (p *gateParser) once(o option, err error) error {
 	}
 	p.seen[o.name] = true
 	return err
+}
+
+func (p *gateParser) require(o option) error {
+	args := o.RemainingArgs()
+	if len(args) < 2 {
+		return o.Errf("require: takes a claim and at least one value")
+	}
+	p.gate.Require = append(p.gate.Require, module.Requirement{Claim: args[0], Values: args[1:]})
+	return o.noBlock()
 }
 
 func (p *gateParser) identity(o option) error {

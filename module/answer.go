@@ -25,6 +25,7 @@ const (
 	reasonSeveralTokens = "several_tokens"
 	reasonInvalidToken  = "invalid_token"
 	reasonNoKeys        = "no_keys"
+	reasonClaims        = "claims"
 	reasonUnsupported   = "unsupported"
 	reasonBackend       = "backend"
 )
@@ -32,6 +33,7 @@ const (
 // What the gate refuses by itself.
 var (
 	errExtendedConnect = errors.New("WebSockets over HTTP/2 and HTTP/3 are not supported yet: let clients use HTTP/1.1 (servers { protocols h1 })")
+	errRequirement     = errors.New("a required claim is missing or has another value")
 	errNoTunnel        = errors.New("no ws_tunnel behind the gate: configure `transport ws_tunnel` in the reverse_proxy, or use ws_proxy")
 	errNoAnswer        = errors.New("no handler behind the gate answered the handshake")
 )
@@ -66,6 +68,8 @@ func (g *Gate) answerTo(err error) answer {
 			status: http.StatusBadRequest, reason: reasonBadRequest, detail: auth.Detail(err),
 			header: http.Header{hintHeader: {"offer one more subprotocol beside the token: a browser fails without an answer"}},
 		}
+	case errors.Is(err, errRequirement):
+		return answer{status: http.StatusForbidden, reason: reasonClaims, detail: err.Error(), header: g.challenge("insufficient_scope")}
 	case errors.Is(err, auth.ErrKeysUnavailable):
 		return answer{status: http.StatusServiceUnavailable, reason: reasonNoKeys, detail: auth.Detail(err), header: http.Header{"Retry-After": {retryAfter}}}
 	case errors.Is(err, errExtendedConnect), errors.Is(err, errNoTunnel):
@@ -76,6 +80,16 @@ func (g *Gate) answerTo(err error) answer {
 		// ErrInvalidToken, and a claim that no header can carry.
 		return answer{status: http.StatusUnauthorized, reason: reasonInvalidToken, detail: auth.Detail(err), header: g.challenge("invalid_token")}
 	}
+}
+
+// closable reports whether the refusal is one that on_reject close turns into
+// a close frame: Origin, and everything from the token on.
+func (a answer) closable() bool {
+	switch a.reason {
+	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonNoKeys, reasonClaims:
+		return true
+	}
+	return false
 }
 
 // badHandshake is the answer to a request that breaks RFC 6455 §4.2.1 or
@@ -121,6 +135,9 @@ func (g *Gate) refuse(w http.ResponseWriter, v *visit, err error) error {
 		repl.Set("http.ws_gate.reject.reason", a.reason)
 	}
 	g.logRefusal(v, a)
+	if v.handshake && g.OnReject == onRejectClose && a.closable() {
+		return g.refuseByClose(w, v, a)
+	}
 	return caddyhttp.Error(a.status, errors.New(a.reason))
 }
 

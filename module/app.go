@@ -18,6 +18,7 @@ func init() {
 // App's start on, so that `caddy validate`, which only provisions, makes no
 // request.
 type App struct {
+	ctx     caddy.Context
 	sources []*auth.Source
 	logger  *zap.Logger
 }
@@ -32,6 +33,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up a.
 func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
 	// The logger of the gates, which sockets use when their config is gone.
 	a.logger = ctx.Logger(new(Gate))
 	return nil
@@ -40,6 +42,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 // Start begins to fetch keys.
 func (a *App) Start() error {
 	log.Store(a.logger)
+	a.warnOfTokensInLogs()
 	for _, source := range a.sources {
 		source.SetLogger(a.logger)
 		source.Start()

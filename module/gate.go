@@ -80,6 +80,10 @@ type Gate struct {
 	// `sub`.
 	UserClaim string `json:"user_claim,omitempty"`
 
+	// Claims that a token must have beside a good signature. Every entry must
+	// hold; a token that lacks one gets 403.
+	Require []Requirement `json:"require,omitempty"`
+
 	// Headers that tell the backend who is there. Whatever the client sent
 	// under these names, in any spelling, is removed. Default: `X-User-Id`
 	// from the user claim; any entry replaces that.
@@ -116,6 +120,13 @@ type Gate struct {
 	// How long a socket may outlive its token, beyond `leeway`. Default: 0.
 	ExpiryGrace caddy.Duration `json:"expiry_grace,omitempty"`
 
+	// How a refused handshake is answered: `http` (default), with its status;
+	// or `close`, which accepts the upgrade and at once sends a close frame,
+	// because that is all a browser lets a page see: 3000 for a status of 401,
+	// 3003 for 403, 1013 for 429 and 503, 1002 for 400. It applies to Origin
+	// and from the token on, never to requests that are no good handshake.
+	OnReject string `json:"on_reject,omitempty"`
+
 	// The name of this gate in logs, metrics, the admin API and in the realm
 	// of WWW-Authenticate. Default: `default`.
 	TunnelName string `json:"tunnel_name,omitempty"`
@@ -129,6 +140,16 @@ type Gate struct {
 	realm    string
 	keys     []string // of the sources in the pool, to be given back
 	logger   *zap.Logger
+}
+
+// Requirement is a claim and the values of which it must have one.
+type Requirement struct {
+	// The path of the claim, `a.b.c`.
+	Claim string `json:"claim"`
+
+	// The claim must equal one of these, or contain one: as an array, or as a
+	// string of words separated by spaces, like `scope` (RFC 8693 §4.2).
+	Values []string `json:"values"`
 }
 
 // IdentityHeader fills one header from one claim.
@@ -160,7 +181,7 @@ var checks = []func(*Gate, *visit) error{
 	(*Gate).findToken,
 	(*Gate).checkAmbient,
 	(*Gate).verifyToken,
-	// require
+	(*Gate).checkRequired,
 	// handshake_rate by user, max_connections
 	(*Gate).identify,
 }
@@ -217,6 +238,16 @@ func (g *Gate) checkAmbient(v *visit) error {
 func (g *Gate) verifyToken(v *visit) (err error) {
 	v.token, err = g.verifier.Verify(v.r.Context(), v.presented.Token)
 	return err
+}
+
+// checkRequired holds the claims to what the operator requires.
+func (g *Gate) checkRequired(v *visit) error {
+	for _, r := range g.Require {
+		if !v.token.Claims.Contains(r.Claim, r.Values) {
+			return errRequirement
+		}
+	}
+	return nil
 }
 
 // identify makes the request clean and tells the backend who is there. The

@@ -29,6 +29,8 @@ const (
 	missingOriginDeny  = "deny"
 	onExpiryClose      = "close"
 	onExpiryKeep       = "keep"
+	onRejectHTTP       = "http"
+	onRejectClose      = "close"
 )
 
 // Provision implements caddy.Provisioner. It reads files where the config
@@ -134,6 +136,16 @@ func (g *Gate) provisionPolicy() error {
 	case "", onExpiryClose, onExpiryKeep:
 	default:
 		return fmt.Errorf("on_expiry: %q is neither %s nor %s", g.OnExpiry, onExpiryClose, onExpiryKeep)
+	}
+	switch g.OnReject {
+	case "", onRejectHTTP, onRejectClose:
+	default:
+		return fmt.Errorf("on_reject: %q is neither %s nor %s", g.OnReject, onRejectHTTP, onRejectClose)
+	}
+	for _, r := range g.Require {
+		if r.Claim == "" || len(r.Values) == 0 {
+			return errors.New("require: needs a claim and at least one value")
+		}
 	}
 	g.policy = &tunnel.Policy{
 		PingInterval: time.Duration(*g.PingInterval),

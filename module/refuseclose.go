@@ -1,0 +1,89 @@
+package module
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/wsgate/caddy-wsgate/handlers/handshake"
+)
+
+// closeLinger is how long a refused client may take to answer the close frame.
+const closeLinger = time.Second
+
+// closeCodes are what a status becomes with on_reject close, and the words
+// that go with it: RFC 6455 §7.4.1 and the registry of IANA.
+var closeCodes = map[int]struct {
+	code int
+	text string
+}{
+	http.StatusBadRequest:         {websocket.CloseProtocolError, "bad request"},
+	http.StatusUnauthorized:       {3000, "unauthorized"},
+	http.StatusForbidden:          {3003, "forbidden"},
+	http.StatusTooManyRequests:    {websocket.CloseTryAgainLater, "try again later"},
+	http.StatusServiceUnavailable: {websocket.CloseTryAgainLater, "try again later"},
+}
+
+// refuseByClose accepts the upgrade only to say in a close frame why not: the
+// one thing about a failed handshake that a browser shows to a page. Nothing
+// reaches the backend.
+func (g *Gate) refuseByClose(w http.ResponseWriter, v *visit, a answer) error {
+	header := w.Header().Clone()
+	header.Del("Connection")
+	for name := range header {
+		if strings.HasPrefix(name, "Sec-Web") {
+			header.Del(name) // the upgrader writes these itself
+		}
+	}
+	upgrader := websocket.Upgrader{
+		HandshakeTimeout: closeLinger,
+		ReadBufferSize:   512,
+		WriteBufferSize:  512,
+		CheckOrigin:      func(*http.Request) bool { return true }, // judged already
+		Error:            func(http.ResponseWriter, *http.Request, int, error) {},
+	}
+	if chosen := g.answerable(v.r); chosen != "" {
+		upgrader.Subprotocols = []string{chosen}
+	}
+	conn, err := upgrader.Upgrade(hijacker{w}, v.r, header)
+	if err != nil {
+		return nil //nolint:nilerr // the client is gone, or sent too much: it is refused either way
+	}
+	defer conn.Close()
+	c := closeCodes[a.status]
+	deadline := time.Now().Add(closeLinger)
+	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(c.code, c.text), deadline)
+	// Closing with bytes unread would reset the connection and could take the
+	// close frame with it.
+	_ = conn.SetReadDeadline(deadline)
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn.NetConn(), maxEarly))
+	return nil
+}
+
+// answerable is a subprotocol that the client offered and that is no token: a
+// browser fails a socket whose offer gets no answer, and shows no code.
+func (g *Gate) answerable(r *http.Request) string {
+	clean := &http.Request{URL: new(url.URL), Header: http.Header{"Sec-Websocket-Protocol": slices.Clone(r.Header["Sec-Websocket-Protocol"])}}
+	presented, _ := g.carriers.Find(clean)
+	g.carriers.Strip(clean)
+	if rest := handshake.Offered(clean); len(rest) > 0 {
+		return rest[0]
+	}
+	return presented.PairPrefix
+}
+
+// hijacker is for the upgrader, which asks the writer itself and not those
+// it wraps.
+type hijacker struct{ http.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (w hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return hijackInnermost(w.ResponseWriter)
+}
