@@ -108,7 +108,7 @@ func with(o object, changes object) object {
 	return o
 }
 
-var absent = errors.New("absent")
+var absent struct{ absent bool }
 
 // claimsNow are the claims of a token that every default takes.
 func claimsNow() object {

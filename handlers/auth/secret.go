@@ -15,7 +15,9 @@ const minSecret = 32
 // 4648 §4 and §5), with or without padding. It is at least 32 bytes long once
 // decoded.
 func ParseSecret(text string) ([]byte, error) {
-	// Errors say nothing of what was decoded.
+	// A file that holds a secret often ends in a line break. Errors say
+	// nothing of what was decoded.
+	text = strings.TrimSpace(text)
 	if strings.ContainsAny(text, "\r\n") {
 		return nil, errors.New("decoding secret: it holds a line break")
 	}

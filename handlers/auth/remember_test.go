@@ -1,0 +1,212 @@
+package auth
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"fmt"
+	"math/big"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/lestrrat-go/jwx/v2/jws"
+)
+
+// A token that comes again is the same one, as long as nothing has changed.
+func TestRemembered(t *testing.T) {
+	source := fixedSource(jwks(jwkOf(p256Key1(), "k")))
+	v := verifierOf(t, source, func(_ *Issuer, c *VerifierConfig) { c.Leeway = 10 * time.Second })
+	now := time.Now()
+	v.now = func() time.Time { return now }
+	claims := with(claimsNow(), object{"exp": now.Unix() + 100, "nbf": now.Unix(), "iat": now.Unix()})
+	token := mint("ES256", p256Key1(), object{"kid": "k"}, claims)
+	first := wantDetail(t, v, token, "")
+	if again := wantDetail(t, v, token, ""); again != first {
+		t.Error("not remembered")
+	}
+	// Another text is another token, even where it says the same.
+	if other := wantDetail(t, v, mint("ES256", p256Key1(), object{"kid": "k"}, claims), ""); other == first {
+		t.Error("two signatures are one token")
+	}
+	// S-34, S-35: times are looked at every time, to the second.
+	for offset, detail := range map[time.Duration]string{
+		0: "", -10 * time.Second: "", -12 * time.Second: "not yet valid",
+		109 * time.Second: "", 111 * time.Second: "expired",
+	} {
+		v.now = func() time.Time { return now.Add(offset) }
+		wantDetail(t, v, token, detail)
+	}
+	v.now = func() time.Time { return now }
+	// Another snapshot with other keys.
+	set, err := parseKeySet(jwks(jwkOf(p256Key2(), "k")))
+	must(err)
+	set.fetched, set.generation = time.Now(), 2
+	source.current.Store(set)
+	wantDetail(t, v, token, "bad signature")
+	// And back: what was remembered of another generation does not count.
+	set, err = parseKeySet(jwks(jwkOf(p256Key1(), "k")))
+	must(err)
+	set.fetched, set.generation = time.Now(), 3
+	source.current.Store(set)
+	if again := wantDetail(t, v, token, ""); again == first {
+		t.Error("remembered over a change of keys")
+	}
+}
+
+// A refused token leaves nothing behind (S-192).
+func TestRefusedIsNotRemembered(t *testing.T) {
+	v := verifierOf(t, fixedSource(jwks(jwkOf(p256Key1(), "k"))))
+	for _, claims := range []object{claimsNow(), with(claimsNow(), object{"aud": "x"}), with(claimsNow(), object{"exp": 1})} {
+		_, _ = v.Verify(context.Background(), mint("ES256", p256Key2(), object{"kid": "k"}, claims))
+	}
+	_, _ = v.Verify(context.Background(), mint("ES256", p256Key1(), object{"kid": "k"}, with(claimsNow(), object{"aud": "x"})))
+	if n := v.remembered.size(); n != 0 {
+		t.Errorf("%d tokens remembered", n)
+	}
+}
+
+func (m *memory) size() int {
+	n := 0
+	for i := range m.shards {
+		n += len(m.shards[i].index)
+	}
+	return n
+}
+
+// The memory is bounded, keeps what is used, and loses nothing it says it has.
+func TestMemoryBound(t *testing.T) {
+	source := secretSource(make([]byte, 32))
+	m := newMemory()
+	now := time.Now()
+	entry := func(i int) (sum, remembered) {
+		return sha256.Sum256(fmt.Append(nil, i)), remembered{
+			token: &Token{User: fmt.Sprint(i)}, validity: validity{expires: now.Add(time.Hour)}, source: source,
+			generation: source.current.Load().generation,
+		}
+	}
+	favourite, kept := entry(-1)
+	m.put(favourite, kept)
+	for i := range 20_000 {
+		m.put(entry(i))
+		m.put(entry(i)) // again: takes no second slot
+		if m.find(favourite, now, 0) == nil {
+			t.Fatalf("the one that is used is lost after %d", i)
+		}
+	}
+	if n := m.size(); n != memoryShards*shardSize {
+		t.Errorf("%d tokens", n)
+	}
+	for i := range 20_000 {
+		s, _ := entry(i)
+		if token := m.find(s, now, 0); token != nil && token.User != fmt.Sprint(i) {
+			t.Fatalf("%s in place of %d", token.User, i)
+		}
+	}
+}
+
+// S-214: verification, refreshes and the memory together.
+func TestVerifyParallel(t *testing.T) {
+	source := fixedSource(jwks(jwkOf(p256Key1(), "k")))
+	v := verifierOf(t, source)
+	tokens := []string{tokenOf("k"), tokenOf("k"), tokenOf("x"), "x.y.z"}
+	var workers sync.WaitGroup
+	for i := range 8 {
+		workers.Go(func() {
+			for j := range 50 {
+				_, _ = v.Verify(context.Background(), tokens[(i+j)%len(tokens)])
+				if i == 0 {
+					set := *source.current.Load()
+					set.generation++
+					source.current.Store(&set)
+				}
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// distinct mints n tokens that the memory has not seen.
+func distinct(n int) []string {
+	tokens := make([]string, n)
+	for i := range tokens {
+		tokens[i] = mint("ES256", p256Key1(), object{"kid": "k"}, with(claimsNow(), object{
+			"jti": fmt.Sprint(i), "scope": "chat:read chat:write", "realm_access": object{"roles": []string{"a", "b"}},
+		}))
+	}
+	return tokens
+}
+
+func BenchmarkVerifyES256(b *testing.B) {
+	v := verifierOf(b, fixedSource(jwks(jwkOf(p256Key1(), "k"))))
+	tokens := distinct(1000)
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if i%len(tokens) == 0 {
+			v.remembered = newMemory()
+		}
+		if _, err := v.Verify(context.Background(), tokens[i%len(tokens)]); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}
+
+func BenchmarkVerifyRemembered(b *testing.B) {
+	v := verifierOf(b, fixedSource(jwks(jwkOf(p256Key1(), "k"))))
+	tokens := distinct(1000)
+	for _, token := range tokens {
+		if _, err := v.Verify(context.Background(), token); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if _, err := v.Verify(context.Background(), tokens[i%len(tokens)]); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}
+
+// The two ways into jwx, for the choice that jwx.go has made, and what the
+// parsing before it costs.
+func BenchmarkSignature(b *testing.B) {
+	token := distinct(1)[0]
+	c, err := parseCompact(token)
+	must(err)
+	public := p256Key1().Public()
+	b.Run("jws.NewVerifier", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			must(verifySignature("ES256", public, c.signed, c.signature))
+		}
+	})
+	b.Run("jws.Verify", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := jws.Verify([]byte(token), jws.WithKey(jwa.ES256, public))
+			must(err)
+		}
+	})
+	b.Run("crypto/ecdsa", func(b *testing.B) {
+		b.ReportAllocs()
+		r, s := new(big.Int).SetBytes(c.signature[:32]), new(big.Int).SetBytes(c.signature[32:])
+		for b.Loop() {
+			digest := sha256.Sum256(c.signed)
+			if !ecdsa.Verify(p256Key1().Public().(*ecdsa.PublicKey), digest[:], r, s) {
+				b.Fatal("does not verify")
+			}
+		}
+	})
+	b.Run("parseCompact", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := parseCompact(token)
+			must(err)
+		}
+	})
+}
