@@ -1,6 +1,7 @@
 package handshake
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/textproto"
@@ -80,16 +81,19 @@ func (id Identity) covers(key string) bool {
 	return false
 }
 
+// ErrClaimText is for a claim with a control character, a line or paragraph
+// separator, or blanks around it. Its token is refused, not repaired.
+var ErrClaimText = errors.New("claim does not fit into a header")
+
 // Set writes the headers. For each it asks value for the claim's text and
 // whether the claim is there; an absent one leaves the header absent. It stops
-// at the first error, and the request must not be sent then. A text with a
-// control character, a line or paragraph separator, or blanks around it is an
-// *[Error] with status 401: the token is refused, not repaired.
+// at the first error, and the request must not be sent then. A text that no
+// header can carry unchanged is [ErrClaimText].
 func (id Identity) Set(h http.Header, value func(claim string) (string, bool, error)) error {
 	for _, header := range id {
 		text, ok, err := value(header.Claim)
 		if err == nil && ok && !fitsHeader(text) {
-			err = &Error{http.StatusUnauthorized, "claim does not fit into a header"}
+			err = ErrClaimText
 		}
 		if err != nil {
 			return fmt.Errorf("setting identity header %q: %w", header.Header, err)

@@ -53,14 +53,14 @@ func ParseOrigins(entries []string) (*Origins, error) {
 }
 
 func (o *Origins) add(entry string) error {
-	switch {
-	case entry == SameOrigin:
+	switch entry {
+	case SameOrigin:
 		o.same = true
 		return nil
-	case entry == "*":
+	case "*":
 		o.any = true
 		return nil
-	case entry == "null":
+	case "null":
 		o.literals[entry] = struct{}{}
 		return nil
 	}
