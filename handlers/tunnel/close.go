@@ -39,14 +39,18 @@ type Cause struct {
 	backend uint16 // close code to the backend, 0 is 1001
 }
 
+// Causes by which a socket's lifetime ends, see [Accepted].
+var (
+	CauseExpired  = Cause{By: ByGate, Reason: "expired", Code: CodeUnauthorized, Text: "token expired"}
+	CauseLifetime = Cause{By: ByGate, Reason: "lifetime", Code: CodeUnauthorized, Text: "lifetime reached"}
+)
+
 // Causes by which the gate ends a socket of itself.
 var (
 	causeClientProtocol  = Cause{By: ByGate, Reason: "protocol", Code: CodeProtocol, Text: "protocol error"}
 	causeBackendProtocol = Cause{By: ByGate, Reason: "protocol", Code: CodeGoingAway, Text: "backend protocol error", backend: CodeProtocol}
 	causePing            = Cause{By: ByGate, Reason: "ping_timeout", Code: CodeTimeout, Text: "ping timeout"}
 	causeIdle            = Cause{By: ByGate, Reason: "idle_timeout", Code: CodeTimeout, Text: "idle timeout"}
-	CauseExpired         = Cause{By: ByGate, Reason: "expired", Code: CodeUnauthorized, Text: "token expired"}
-	CauseLifetime        = Cause{By: ByGate, Reason: "lifetime", Code: CodeUnauthorized, Text: "lifetime reached"}
 )
 
 // Causes that begin with a side that is gone without a close frame.

@@ -59,11 +59,13 @@ func newEnd(conn net.Conn) end {
 	return end{conn: conn, rest: make([]byte, headroom+restSize)}
 }
 
-// past is a deadline that makes a read return what is there without waiting.
-var past = time.Unix(1, 0)
+// moment is how long a read waits for more of a burst that is under way. It is
+// not zero: a read with a deadline in the past would return what TLS has
+// decrypted already, but nothing that is in the kernel.
+const moment = time.Millisecond
 
 // readRest waits for bytes in the small buffer. If they fill it, more is
-// likely there: what can be had without waiting is read into a large buffer
+// likely there: what can be had within a moment is read into a large buffer
 // behind them. The bytes begin at headroom in either; b is nil when they are
 // in the small one.
 func (e *end) readRest() (b *buffer, n int, err error) {
@@ -73,7 +75,7 @@ func (e *end) readRest() (b *buffer, n int, err error) {
 	}
 	b = buffers.Get().(*buffer)
 	copy(b[headroom:], e.rest[headroom:])
-	if e.conn.SetReadDeadline(past) != nil {
+	if e.conn.SetReadDeadline(time.Now().Add(moment)) != nil {
 		return b, n, nil // closed meanwhile: the next read tells
 	}
 	more, err := e.conn.Read(b[headroom+n:])
@@ -117,15 +119,34 @@ func (e *end) inner() net.Conn {
 // backlog is how many bytes the peer has not yet taken out of the kernel's
 // send queue; false where that can't be known.
 func (e *end) backlog() (int, bool) {
-	c, ok := e.inner().(syscall.Conn)
-	if !ok {
-		return 0, false
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
+	raw := e.descriptor()
+	if raw == nil {
 		return 0, false
 	}
 	return backlog(raw)
+}
+
+// hungUp reports whether the peer is known to send nothing more, though it
+// was not read to the end.
+func (e *end) hungUp() bool {
+	raw := e.descriptor()
+	return raw != nil && hungUp(raw)
+}
+
+// descriptor gives access to the connection in the kernel, nil without one.
+func (e *end) descriptor() syscall.RawConn {
+	if e.raw != nil {
+		return e.raw
+	}
+	c, ok := e.inner().(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
 // isReset reports whether a read ended otherwise than by the peer's FIN.

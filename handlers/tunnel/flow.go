@@ -3,12 +3,14 @@ package tunnel
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // What may wait for a frame boundary in a flow.
 const (
-	pendingPing uint32 = 1 << iota
-	pendingClose
+	pendingPing  uint32 = 1 << iota
+	pendingClose        // a close frame of the gate's
+	pendingEnd          // the end of the stream, once both close frames went by
 )
 
 // flow is one direction of a socket: it reads frames from src and writes them
@@ -20,6 +22,7 @@ type flow struct {
 
 	// Read state, the pump's own.
 	scanner    Scanner
+	limiter    *limiter       // nil without limits
 	held       [headroom]byte // bytes of a frame that can't go on yet
 	nheld      int
 	closing    bool   // the current frame is a close frame
@@ -32,17 +35,20 @@ type flow struct {
 	err        error
 
 	// Write state.
-	mu        sync.Mutex    // orders what is written to dst
-	boundary  bool          // dst stands between two frames
-	shut      bool          // nothing more is written to dst
-	closeSent bool          // dst got a close frame
-	finished  bool          // dst got the end of the stream
-	pending   atomic.Uint32 // what waits for a boundary
-	turns     atomic.Uint64 // odd while a write is in progress
+	mu       sync.Mutex    // orders what is written to dst
+	boundary bool          // dst stands between two frames
+	shut     bool          // nothing more is written to dst
+	finished bool          // dst got the end of the stream
+	pending  atomic.Uint32 // what waits for a boundary
+	sent     atomic.Int64  // bytes written to dst
+	pinged   atomic.Int64  // of these, up to the end of the last ping
+	writing  atomic.Bool   // the pump has bytes that dst has not taken yet
 
 	// What both sides of the flow look at.
-	closeSeen atomic.Bool // src sent a close frame
+	closeSent atomic.Bool // dst got a close frame
+	closeSeen atomic.Bool // src sent a close frame, or broke a rule
 	answered  atomic.Bool // the gate sent src a close frame of its own
+	settled   atomic.Bool // dst gets the end of the stream
 	ended     atomic.Bool // src has nothing more to say
 
 	// Counters, written by the pump.
@@ -54,8 +60,14 @@ type flow struct {
 type chunk struct {
 	keep     int   // so many leading bytes may go on
 	boundary int   // where among them a frame begins or ends first, -1: nowhere
-	closed   bool  // a close frame of the source is complete, nothing counts behind it
+	closed   bool  // the source sent a close frame, nothing counts behind it
+	passed   bool  // that frame is complete, and the last that goes on
 	err      error // behind keep the source broke a rule
+
+	// With limits only.
+	next  int           // where in the bytes the scan stopped
+	wait  time.Duration // so long the frame there has to wait
+	limit *Cause        // or that frame ends the socket
 }
 
 // scan walks the frames of p, which goes on where the last call stopped. It
@@ -70,13 +82,24 @@ func (f *flow) scan(p []byte) chunk {
 			c.boundary = c.keep
 		}
 		if f.closing {
-			c.closed = true
+			c.closed, c.passed = true, true
 			return c
+		}
+		var before Scanner
+		if f.limiter != nil {
+			before = f.scanner
 		}
 		h, ok, err := f.scanner.Next(p[i:])
 		if err != nil {
 			c.err = err
 			return c
+		}
+		c.next = i
+		if f.limiter != nil && ok && !h.control() {
+			if c.wait, c.limit = f.limiter.admit(h); c.wait > 0 || c.limit != nil {
+				f.scanner = before
+				return c
+			}
 		}
 		if ok && len(p)-i < h.Size+f.wants(h) {
 			f.scanner.left, ok = 0, false
@@ -88,8 +111,9 @@ func (f *flow) scan(p []byte) chunk {
 		payload := p[i+h.Size:]
 		switch h.Opcode {
 		case opPong:
-			if f.in && h.Length == pingSize && f.socket.tookPong(payload, h.Mask) {
-				i += h.Size + f.skip(payload)
+			// held is empty meanwhile: a block on the stack would escape.
+			if f.in && h.Length == pingSize && f.socket.tookPong(f.held[:], payload, h.Mask) {
+				i += h.Size + f.scanner.skip(len(payload))
 				continue
 			}
 		case opClose:
@@ -109,6 +133,7 @@ func (f *flow) scan(p []byte) chunk {
 		c.keep += n
 		i += n
 	}
+	c.next = i
 	return c
 }
 
@@ -139,24 +164,32 @@ func (f *flow) sawClose(h Header, payload []byte) {
 	if h.Length >= 2 {
 		f.code = uint16(payload[0]^h.Mask[0])<<8 | uint16(payload[1]^h.Mask[1])
 	}
-	f.socket.ending.Store(true) // no ping of ours from here on
+	by := ByBackend
+	if f.in {
+		by = ByClient
+	}
+	// Before the frame is passed on: that can take as long as dst likes.
+	f.socket.begin(causeClosed(by, f.code), closeGrace)
 }
 
 // write passes on the bytes of a chunk, with what waits for a boundary put in
 // at the first there is.
 func (f *flow) write(p []byte, c chunk) {
+	f.writing.Store(true)
 	f.mu.Lock()
-	if f.pending.Load() != 0 && c.boundary >= 0 && !f.closed(c) {
+	if f.pending.Load() != 0 && c.boundary >= 0 && !c.passed {
 		f.send(p[:c.boundary])
 		p = p[c.boundary:]
 		f.inject()
 	}
 	f.send(p)
-	if f.closed(c) && !f.shut {
-		f.shut, f.closeSent = true, true
+	if c.passed && !f.shut {
+		f.shut = true
+		f.closeSent.Store(true)
 	}
 	f.boundary = f.scanner.boundary()
 	f.mu.Unlock()
+	f.writing.Store(false)
 	if f.pending.Load() != 0 {
 		f.flush()
 	}
@@ -165,17 +198,13 @@ func (f *flow) write(p []byte, c chunk) {
 	}
 }
 
-// closed reports whether c ends with a close frame that goes on to dst.
-func (f *flow) closed(c chunk) bool { return c.closed && !f.answered.Load() }
-
 // send writes p to dst. mu is held.
 func (f *flow) send(p []byte) {
 	if f.shut || len(p) == 0 {
 		return
 	}
-	f.turns.Add(1)
-	_, err := f.dst.conn.Write(p)
-	f.turns.Add(1)
+	n, err := f.dst.conn.Write(p)
+	f.sent.Add(int64(n))
 	if err != nil {
 		f.shut = true
 		f.socket.writeFailed(f)
@@ -215,19 +244,33 @@ func (f *flow) inject() {
 	case f.shut:
 	case what&pendingClose != 0:
 		code, text := f.socket.closeFor(f)
-		f.other().answered.Store(true)
-		f.send(appendClose(frame[:0], code, text, f.in))
-		f.shut, f.closeSent = true, true
+		f.sendClose(frame[:0], code, text)
 	case what&pendingPing != 0 && !f.socket.ending.Load():
 		f.send(appendPing(frame[:0], f.socket.number, f.socket.now()))
+		f.pinged.Store(f.sent.Load())
+	}
+	if what&pendingEnd != 0 {
+		f.finish()
 	}
 }
 
-// end passes on that src has nothing more to say: what was held back, then
-// the code if dst stands between frames and one is given, then the end of the
-// stream.
+// sendClose writes a close frame of the gate's, made in p, the last that dst
+// gets. dst stands at a boundary and mu is held.
+func (f *flow) sendClose(p []byte, code uint16, text string) {
+	f.other().answered.Store(true)
+	f.send(appendClose(p, code, text, f.in))
+	f.shut = true
+	f.closeSent.Store(true)
+}
+
+// end passes on that src has nothing more to say: a close frame of the gate's
+// that waits; or else what was held back, then the code if dst stands between
+// frames and one is given; then the end of the stream.
 func (f *flow) end(code uint16, text string) {
 	f.mu.Lock()
+	if f.boundary && f.pending.Load() != 0 {
+		f.inject()
+	}
 	if f.nheld > 0 {
 		f.boundary = false
 		f.send(f.held[:f.nheld])
@@ -235,9 +278,7 @@ func (f *flow) end(code uint16, text string) {
 	}
 	if f.boundary && !f.shut && code != 0 {
 		var frame [2 + 4 + maxControl]byte
-		f.other().answered.Store(true)
-		f.send(appendClose(frame[:0], code, text, f.in))
-		f.closeSent = true
+		f.sendClose(frame[:0], code, text)
 	}
 	f.shut = true
 	f.finish()

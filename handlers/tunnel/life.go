@@ -2,19 +2,25 @@ package tunnel
 
 import "time"
 
-// waiting is what the last look saw of a write to the client that did not
-// get on.
+// waiting is what a look saw of the way to the client.
 type waiting struct {
-	turn    uint64 // of the write; 0: there was none
-	backlog int    // bytes in the send queue
+	stuck bool  // data stands between the client and a ping, or waits itself
+	taken int64 // bytes that left the send queue, as far as that can be known
 }
 
-// A client whose write waits is looked at this many times within the time it
-// has to show life, at least looksApart apart.
-const (
-	looks      = 8
-	looksApart = 10 * time.Millisecond
-)
+// pingOnWire is how much of the send queue one ping takes at most, with the
+// record of TLS around it.
+const pingOnWire = 128
+
+// minApart is how far apart two looks are at least.
+const minApart = 10 * time.Millisecond
+
+// apart is the time between two looks at a client that has something to take:
+// several within the time it has to show life, and one at least between a
+// ping and the end of that time.
+func (p *Policy) apart() time.Duration {
+	return max(min(p.patience()/8, p.PongTimeout/4), minApart)
+}
 
 // patience is how long a client may show no life.
 func (p *Policy) patience() time.Duration { return p.PingInterval + p.PongTimeout }
@@ -41,8 +47,11 @@ func (s *Socket) tick() {
 	}
 	if s.cause.Reason != "" || s.cutAt != never {
 		cut := now >= s.cutAt
-		if !cut {
+		switch {
+		case !cut:
 			s.timer.Reset(s.cutAt - now)
+		case s.cause.Reason == "":
+			s.cause = s.lost
 		}
 		s.mu.Unlock()
 		if cut {
@@ -87,6 +96,7 @@ func (s *Socket) look(now time.Duration) (cause *Cause, ping bool, next time.Dur
 		ping = true
 		// Whatever was missed (a suspended machine) is not made up for.
 		s.nextPing = max(s.nextPing+s.policy.PingInterval, now+s.policy.PingInterval/2)
+		watch = min(watch, now+s.policy.apart())
 	}
 	return nil, ping, min(next, due, s.nextPing, watch)
 }
@@ -95,37 +105,47 @@ func (s *Socket) look(now time.Duration) (cause *Cause, ping bool, next time.Dur
 // to look again.
 //
 // While a write to the backend is in progress the gate does not read the
-// client: it can't show life, and the clock stands still. While a write to
-// the client is in progress, its bytes leaving the send queue are life: a
-// slow reader is alive, and its pongs are stuck behind that very write.
+// client: it can't show life, and the clock stands still; unless it has left
+// meanwhile, or its slots would be kept by a backend that hangs. While a ping can't
+// get through because data stands before it, the client can't answer: then
+// its taking of data is life.
 func (s *Socket) watch(now time.Duration) (again time.Duration) {
 	again = never
-	soon := now + max(s.policy.patience()/looks, looksApart)
-	if s.in.turns.Load()&1 != 0 {
+	if s.in.writing.Load() && !s.client.hungUp() {
 		s.life.Store(int64(now))
-		again = soon
+		again = now + s.policy.apart()
 	}
-	turn := s.out.turns.Load()
-	if turn&1 == 0 {
-		if s.waiting.turn != 0 {
-			s.life.Store(int64(now)) // what waited is through
-			s.waiting = waiting{}
-		}
-		return again
-	}
-	backlog, known := s.client.backlog()
 	before := s.waiting
-	s.waiting = waiting{turn: turn, backlog: backlog}
-	if before.turn != 0 && (turn != before.turn || known && backlog < before.backlog) {
+	s.waiting = s.out.waiting()
+	if before.stuck && s.waiting.taken > before.taken {
 		s.life.Store(int64(now))
 	}
-	return soon
+	if s.waiting.stuck {
+		again = now + s.policy.apart()
+	}
+	return again
+}
+
+// waiting looks at what dst has still to take. A ping waits for a frame to end, or
+// behind data: in the pump or, where the system tells, in the send queue. One
+// that stands there alone does not count: the taking of a ping is no life.
+func (f *flow) waiting() waiting {
+	pinged := f.pinged.Load()
+	w := waiting{
+		stuck: f.writing.Load() || f.pending.Load()&pendingPing != 0,
+		taken: f.sent.Load(),
+	}
+	if backlog, known := f.dst.backlog(); known {
+		w.taken -= int64(backlog)
+		w.stuck = w.stuck || w.taken+pingOnWire < pinged
+	}
+	return w
 }
 
 // tookPong reports whether a pong answers a ping of ours; then it goes no
 // further.
-func (s *Socket) tookPong(payload []byte, mask [4]byte) bool {
-	sent, ours := openPong(payload, mask, s.number)
+func (s *Socket) tookPong(block, payload []byte, mask [4]byte) bool {
+	sent, ours := openPong(block, payload, mask, s.number)
 	if ours && s.observer != nil {
 		s.observer.Pong(s, s.now()-sent)
 	}

@@ -40,14 +40,15 @@ func appendPing(p []byte, number uint64, now time.Duration) []byte {
 }
 
 // openPong reports whether the masked payload answers a ping that was made
-// for the socket of this number, and when that ping was made.
-func openPong(payload []byte, mask [4]byte, number uint64) (sent time.Duration, ours bool) {
-	var block [pingSize]byte
+// for the socket of this number, and when that ping was made. Both payload and
+// block, which it works in, hold pingSize bytes.
+func openPong(block, payload []byte, mask [4]byte, number uint64) (sent time.Duration, ours bool) {
+	block = block[:pingSize]
 	for i := range block {
 		block[i] = payload[i] ^ mask[i&3]
 	}
-	pingCipher.Decrypt(block[:], block[:])
-	if binary.BigEndian.Uint64(block[:8]) != number {
+	pingCipher.Decrypt(block, block)
+	if binary.BigEndian.Uint64(block) != number {
 		return 0, false
 	}
 	return time.Duration(binary.BigEndian.Uint64(block[8:])), true

@@ -106,18 +106,48 @@ func (s *Socket) relayBytes(f *flow, p []byte, n int) {
 	p = p[headroom-f.nheld : headroom+n]
 	copy(p, f.held[:f.nheld])
 	f.nheld = 0
-	before := f.bytes.Load() + f.messages.Load()
+	if f.limiter != nil {
+		s.relayLimited(f, p)
+	} else {
+		s.relayPiece(f, p)
+	}
+}
+
+// relayPiece passes on what of p may go on, and acts on what p says.
+func (s *Socket) relayPiece(f *flow, p []byte) chunk {
+	bytes, messages := f.bytes.Load(), f.messages.Load()
 	c := f.scan(p)
-	if s.policy.IdleTimeout > 0 && f.bytes.Load()+f.messages.Load() != before {
+	if c.closed {
+		f.sourceClosed()
+	}
+	bytes, messages = f.bytes.Load()-bytes, f.messages.Load()-messages
+	if s.policy.IdleTimeout > 0 && bytes+messages > 0 {
 		s.data.Store(int64(s.now()))
+	}
+	if f.limiter != nil {
+		f.limiter.rest(f, f.limiter.passing(bytes))
 	}
 	f.write(p[:c.keep], c)
 	switch {
 	case c.err != nil:
 		f.blind = true
 		s.violated(f, c.err)
+	case c.limit != nil:
+		f.blind = true
+		s.exceeded(f, *c.limit)
 	case c.closed:
 		f.blind = true
-		s.closePassed(f)
+		s.settle()
+	}
+	return c
+}
+
+// sourceClosed notes that src sent its close frame. With the second of the
+// two the slots are free, before that frame goes on: a client may be back as
+// soon as it has it.
+func (f *flow) sourceClosed() {
+	f.closeSeen.Store(true)
+	if f.other().closeSeen.Load() {
+		f.socket.freeSlots()
 	}
 }

@@ -1,14 +1,13 @@
 package tunnel
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"math"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"crypto/rand"
 )
 
 const (
@@ -59,13 +58,18 @@ type Accepted struct {
 	Reserved Reserved
 
 	// Lifetime is how long the socket may live from now on, 0: forever; and
-	// Expires whether it is the token that ends then, or the limit set by
-	// the operator.
+	// LifetimeCause whether it is the token that ends then (CauseExpired), or
+	// the limit set by the operator (CauseLifetime, the default).
 	Lifetime      time.Duration
 	LifetimeCause Cause
 
+	// Limits hold what the client sends.
+	Limits Limits
+
 	// Release gives back what the socket holds of others' (slots of caps). It
-	// is called once, as soon as the socket begins to end; may be nil.
+	// is called once: when the gate begins to close, when both sides sent
+	// their close frames, when the backend is gone or the client's connection
+	// broke, or else when the socket is cut. May be nil; must not block.
 	Release func()
 
 	// Observer is told what happens; may be nil.
@@ -86,8 +90,9 @@ type Observer interface {
 // Summary is what there is to say of a socket that ended.
 type Summary struct {
 	Cause
-	Duration time.Duration
-	In, Out  Traffic
+	Violation error // the rule of RFC 6455 that was broken; nil for other causes
+	Duration  time.Duration
+	In, Out   Traffic
 }
 
 // Traffic counts one direction.
@@ -120,6 +125,8 @@ type Socket struct {
 	cutAt         time.Duration // never until the end begins
 	waiting       waiting
 	cause         Cause // its Reason is empty until the end begins
+	lost          Cause // what a failed write tells; the cause if nothing better follows
+	violation     error // the rule that was broken first, if that is the cause
 	release       func()
 	pumps         int
 }
@@ -127,6 +134,17 @@ type Socket struct {
 // Start takes over the connections of a and relays between them until either
 // side, the gate or time ends it. It returns at once.
 func Start(a Accepted) *Socket {
+	s := newSocket(a)
+	if s.observer != nil {
+		s.observer.Opened(s)
+	}
+	go s.pump(&s.in, a.ClientEarly)
+	go s.pump(&s.out, a.BackendEarly)
+	return s
+}
+
+// newSocket is a socket whose clock runs, but which moves nothing yet.
+func newSocket(a Accepted) *Socket {
 	s := &Socket{
 		Identity:      a.Identity,
 		policy:        a.Policy,
@@ -144,8 +162,12 @@ func Start(a Accepted) *Socket {
 	}
 	s.in = flow{socket: s, in: true, src: &s.client, dst: &s.backend, boundary: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
 	s.out = flow{socket: s, src: &s.backend, dst: &s.client, boundary: true, scanner: Scanner{Reserved: a.Reserved}}
+	s.in.limiter = newLimiter(a.Limits)
 	s.in.onReadable = s.in.readable
 	s.out.onReadable = s.out.readable
+	if s.lifetimeCause.Reason == "" {
+		s.lifetimeCause = CauseLifetime
+	}
 	if s.policy.PingInterval > 0 {
 		s.nextPing = s.policy.PingInterval
 	}
@@ -155,11 +177,6 @@ func Start(a Accepted) *Socket {
 	s.mu.Lock()
 	s.timer = time.AfterFunc(s.firstLook(), s.tick)
 	s.mu.Unlock()
-	if s.observer != nil {
-		s.observer.Opened(s)
-	}
-	go s.pump(&s.in, a.ClientEarly)
-	go s.pump(&s.out, a.BackendEarly)
 	return s
 }
 
@@ -171,6 +188,9 @@ func newNumber() uint64 {
 
 // now is how long the socket has lived: a monotonic clock.
 func (s *Socket) now() time.Duration { return time.Since(s.opened) }
+
+// Ending reports whether the socket has begun to end.
+func (s *Socket) Ending() bool { return s.ending.Load() }
 
 // Opened is when the tunnel began.
 func (s *Socket) Opened() time.Time { return s.opened }
@@ -191,31 +211,50 @@ func (f *flow) traffic() Traffic {
 // sides at the next frame boundary, and closeGrace later the connections are
 // cut. It does not wait. It reports false if the socket was ending already.
 func (s *Socket) Close(c Cause) bool {
-	if !s.begin(c, closeGrace) {
+	s.mu.Lock()
+	first := s.began(c, closeGrace)
+	if first {
+		// Known before the lock is free: a pump that ends now looks for it.
+		s.in.pending.Or(pendingClose)
+		s.out.pending.Or(pendingClose)
+	}
+	s.mu.Unlock()
+	if !first {
 		return false
 	}
 	s.freeSlots()
 	// Each by itself: a side that does not read must not hold up the other.
-	go s.in.want(pendingClose)
-	go s.out.want(pendingClose)
+	go s.in.flush()
+	go s.out.flush()
 	return true
 }
 
 // begin notes why the socket ends, unless that is known already, and sets the
 // time that is left to it.
-func (s *Socket) begin(c Cause, grace time.Duration) (first bool) {
-	s.ending.Store(true)
+func (s *Socket) begin(c Cause, grace time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.began(c, grace)
+}
+
+// began is begin for those who hold mu.
+func (s *Socket) began(c Cause, grace time.Duration) (first bool) {
+	s.ending.Store(true)
 	if s.cause.Reason == "" {
 		s.cause = c
 		first = true
 	}
+	s.cutWithin(grace)
+	return first
+}
+
+// cutWithin sets the time that is left to the connections, unless less is
+// left already. mu is held.
+func (s *Socket) cutWithin(grace time.Duration) {
 	if at := s.now() + grace; at < s.cutAt && s.pumps > 0 {
 		s.cutAt = at
 		s.timer.Reset(grace)
 	}
-	return first
 }
 
 // closeFor is the close frame that the destination of f gets from the gate.
@@ -228,61 +267,55 @@ func (s *Socket) closeFor(f *flow) (code uint16, text string) {
 	return s.cause.Code, s.cause.Text
 }
 
-// violated ends a socket whose source broke the framing rules.
-func (s *Socket) violated(f *flow, _ error) {
-	if f.in {
-		s.Close(causeClientProtocol)
-	} else {
-		s.Close(causeBackendProtocol)
-	}
-}
-
-// closePassed notes that the source of f sent a close frame.
-func (s *Socket) closePassed(f *flow) {
-	by := ByBackend
-	if f.in {
-		by = ByClient
-	}
+// violated ends a socket whose source broke the framing rules. No close frame
+// is expected of it any more.
+func (s *Socket) violated(f *flow, err error) {
 	f.closeSeen.Store(true)
-	s.begin(causeClosed(by, f.code), closeGrace)
+	cause := causeBackendProtocol
+	if f.in {
+		cause = causeClientProtocol
+	}
+	if s.Close(cause) {
+		s.mu.Lock()
+		s.violation = err
+		s.mu.Unlock()
+	}
 	s.settle()
 }
 
-// settle ends the connections whose close handshake is complete. Towards the
-// client the gate is the server, who closes first (RFC 6455 §7.1.1).
-func (s *Socket) settle() {
-	client := s.out.settled()
-	backend := s.in.settled()
-	if client && backend {
-		s.freeSlots()
-	}
+// exceeded ends a socket whose client went beyond a limit. What it sends from
+// here on is not read as frames: the one that was refused may still come.
+func (s *Socket) exceeded(f *flow, cause Cause) {
+	f.closeSeen.Store(true)
+	s.Close(cause)
+	s.settle()
 }
 
-// settled ends the stream to f's destination if that got a close frame and
-// sent one.
-func (f *flow) settled() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.closeSent || !f.other().closeSeen.Load() {
-		return false
+// settle ends the stream to a client that got a close frame and sent one.
+// Towards the client the gate is the server, who closes first; the backend is
+// the server of its own connection and does so itself (RFC 6455 §7.1.1), or
+// else gets the client's end of the stream. It is called after either frame,
+// and takes no lock: a pump must not wait for the other.
+func (s *Socket) settle() {
+	f := &s.out
+	if f.closeSent.Load() && s.in.closeSeen.Load() && !f.settled.Swap(true) {
+		f.want(pendingEnd)
 	}
-	f.finish()
-	return true
 }
 
 // writeFailed notes that the destination of f takes nothing any more. What it
 // may have sent before is still read: its close frame can be among it.
 func (s *Socket) writeFailed(f *flow) {
+	lost, grace := causeBackendLost, closeGrace
+	if !f.in {
+		lost, grace = causeClientLost, resetGrace
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	grace := closeGrace
-	if !f.in {
-		grace = resetGrace
+	if s.lost.Reason == "" {
+		s.lost = lost
 	}
-	if at := s.now() + grace; at < s.cutAt && s.pumps > 0 {
-		s.cutAt = at
-		s.timer.Reset(grace)
-	}
+	s.cutWithin(grace)
 }
 
 // pumpEnded passes on that the source of f is gone, and tidies up after the
@@ -328,7 +361,7 @@ func (s *Socket) finished() {
 		return
 	}
 	s.mu.Lock()
-	end := Summary{Cause: s.cause, Duration: s.now()}
+	end := Summary{Cause: s.cause, Violation: s.violation, Duration: s.now()}
 	s.mu.Unlock()
 	end.In, end.Out = s.Traffic()
 	s.observer.Closed(s, end)
@@ -336,6 +369,9 @@ func (s *Socket) finished() {
 
 // cut ends both connections at once.
 func (s *Socket) cut() {
+	if s.in.limiter != nil {
+		s.in.limiter.stop()
+	}
 	s.client.cut()
 	s.backend.cut()
 }
