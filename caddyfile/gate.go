@@ -1,6 +1,8 @@
 package caddyfile
 
 import (
+	"slices"
+
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -32,6 +34,11 @@ func init() {
 //	    identity         <header> <claim>
 //	    origins          <origins...>
 //	    missing_origin   allow|deny
+//	    handshake_rate   <number>/<duration> [burst <number>] [by ip|user|<placeholder>]
+//	    max_connections  <number>|<placeholder> [by user|ip|<placeholder>] [reject|evict_oldest]
+//	    message_rate     <number>/<duration> [burst <number>] [delay|close] [by socket|user]
+//	    byte_rate        <size>/<duration> [burst <size>] [delay|close] [by socket|user]
+//	    max_message_size <size>
 //	    ping_interval    <duration>
 //	    pong_timeout     <duration>
 //	    idle_timeout     <duration>
@@ -73,16 +80,21 @@ func newGateParser() *gateParser {
 var gateOptions = map[string]func(p *gateParser, o option) error{
 	"issuer":           (*gateParser).issuer,
 	"leeway":           func(p *gateParser, o option) error { return o.optionalDuration(&p.gate.Leeway) },
-	"from_header":      func(p *gateParser, o option) error { return o.words(&p.gate.FromHeader, auth.ValidateHeader) },
-	"from_query":       func(p *gateParser, o option) error { return o.words(&p.gate.FromQuery, auth.ValidateQuery) },
-	"from_cookies":     func(p *gateParser, o option) error { return o.words(&p.gate.FromCookies, auth.ValidateCookie) },
-	"from_subprotocol": func(p *gateParser, o option) error { return o.words(&p.gate.FromSubprotocol, auth.ValidateSubprotocol) },
+	"from_header":      func(p *gateParser, o option) error { return o.names(&p.gate.FromHeader, auth.ValidateHeader) },
+	"from_query":       func(p *gateParser, o option) error { return o.names(&p.gate.FromQuery, auth.ValidateQuery) },
+	"from_cookies":     func(p *gateParser, o option) error { return o.names(&p.gate.FromCookies, auth.ValidateCookie) },
+	"from_subprotocol": func(p *gateParser, o option) error { return o.names(&p.gate.FromSubprotocol, auth.ValidateSubprotocol) },
 	"forward_token":    func(p *gateParser, o option) error { return p.once(o, o.flag(&p.gate.ForwardToken)) },
 	"user_claim":       func(p *gateParser, o option) error { return p.once(o, o.word(&p.gate.UserClaim)) },
 	"require":          (*gateParser).require,
 	"identity":         (*gateParser).identity,
 	"origins":          (*gateParser).origins,
 	"missing_origin":   func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.MissingOrigin, "allow", "deny")) },
+	"handshake_rate":   (*gateParser).handshakeRate,
+	"max_connections":  (*gateParser).maxConnections,
+	"message_rate":     func(p *gateParser, o option) error { return p.once(o, o.flowRate(&p.gate.MessageRate, countOf)) },
+	"byte_rate":        func(p *gateParser, o option) error { return p.once(o, o.flowRate(&p.gate.ByteRate, sizeOf)) },
+	"max_message_size": func(p *gateParser, o option) error { return p.once(o, o.size(&p.gate.MaxMessageSize)) },
 	"ping_interval":    func(p *gateParser, o option) error { return o.optionalDuration(&p.gate.PingInterval) },
 	"pong_timeout":     func(p *gateParser, o option) error { return o.optionalDuration(&p.gate.PongTimeout) },
 	"idle_timeout":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.IdleTimeout)) },
@@ -90,7 +102,9 @@ var gateOptions = map[string]func(p *gateParser, o option) error{
 	"on_expiry":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnExpiry, "close", "keep")) },
 	"expiry_grace":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.ExpiryGrace)) },
 	"on_reject":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnReject, "http", "close")) },
-	"tunnel_name":      func(p *gateParser, o option) error { return p.once(o, o.word(&p.gate.TunnelName)) },
+	"tunnel_name": func(p *gateParser, o option) error {
+		return p.once(o, o.checked(&p.gate.TunnelName, module.CheckTunnelName))
+	},
 }
 
 // isGateOption reports whether ws_gate has an option of this name.
@@ -119,8 +133,8 @@ func (p *gateParser) once(o option, err error) error {
 
 func (p *gateParser) require(o option) error {
 	args := o.RemainingArgs()
-	if len(args) < 2 {
-		return o.Errf("require: takes a claim and at least one value")
+	if len(args) < 2 || slices.Contains(args, "") {
+		return o.Errf("require: takes a claim and at least one value, none of them empty")
 	}
 	p.gate.Require = append(p.gate.Require, module.Requirement{Claim: args[0], Values: args[1:]})
 	return o.noBlock()
@@ -150,15 +164,12 @@ func (p *gateParser) origins(o option) error {
 	})
 }
 
-// complete checks what no single option shows. d gives the place.
+// complete checks what no single option shows. d holds the directive.
 func (p *gateParser) complete(d *caddyfile.Dispenser) error {
 	if len(p.gate.Issuers) == 0 {
-		return d.Err("ws_gate: an issuer is required")
-	}
-	for _, issuer := range p.gate.Issuers {
-		if issuer.Name == module.AnyIssuer && len(p.gate.Issuers) > 1 {
-			return d.Err("issuer any: must be the only issuer")
-		}
+		d.Reset()
+		d.Next()
+		return d.Errf("%s: an issuer is required", d.Val())
 	}
 	return nil
 }

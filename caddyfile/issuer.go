@@ -33,11 +33,14 @@ func (p *gateParser) issuer(o option) error {
 		return o.Errf("issuer: unexpected argument %q", o.Val())
 	}
 	for _, other := range p.gate.Issuers {
-		if other.Name == issuer.Name {
+		switch {
+		case other.Name == issuer.Name:
 			return o.Errf("issuer: %q is configured already", issuer.Name)
+		case other.Name == module.AnyIssuer || issuer.Name == module.AnyIssuer:
+			return o.Errf("issuer any: must be the only issuer")
 		}
 	}
-	seen := make(map[string]bool)
+	seen := make(map[string]option)
 	for o.NextBlock(0) {
 		d := o.NewFromNextSegment()
 		d.Next()
@@ -46,17 +49,22 @@ func (p *gateParser) issuer(o option) error {
 		if parse == nil {
 			return d.Errf("unrecognized issuer option %q", inner.name)
 		}
-		if seen[inner.name] {
+		if _, ok := seen[inner.name]; ok {
 			return d.Errf("%s: is set already", inner.name)
 		}
-		seen[inner.name] = true
+		seen[inner.name] = inner
 		if err := parse(issuer, inner); err != nil {
 			return err
 		}
 	}
 	p.gate.Issuers = append(p.gate.Issuers, issuer)
+	if algorithms, ok := seen["algorithms"]; ok {
+		if err := auth.ValidateAlgorithms(issuer.Algorithms, issuer.Secret != ""); err != nil {
+			return algorithms.back().Errf("algorithms: %v", err)
+		}
+	}
 	if err := issuer.Check(); err != nil {
-		return o.Errf("issuer %q: %v", issuer.Name, err)
+		return o.back().Errf("issuer %q: %v", issuer.Name, err)
 	}
 	return nil
 }
@@ -66,9 +74,9 @@ var issuerOptions = map[string]func(i *module.Issuer, o option) error{
 	"jwks":       func(i *module.Issuer, o option) error { return o.checked(&i.JWKS, validJWKS) },
 	"jwks_file":  func(i *module.Issuer, o option) error { return o.word(&i.JWKSFile) },
 	"secret":     func(i *module.Issuer, o option) error { return o.checked(&i.Secret, validSecret) },
-	"audience":   func(i *module.Issuer, o option) error { return o.words(&i.Audience, anything) },
+	"audience":   func(i *module.Issuer, o option) error { return o.words(&i.Audience, notEmpty) },
 	"algorithms": func(i *module.Issuer, o option) error { return o.words(&i.Algorithms, validAlgorithm) },
-	"typ":        func(i *module.Issuer, o option) error { return o.words(&i.Typ, anything) },
+	"typ":        func(i *module.Issuer, o option) error { return o.words(&i.Typ, notEmpty) },
 	"refresh":    func(i *module.Issuer, o option) error { return o.atLeast(&i.Refresh, time.Second) },
 	"max_stale":  func(i *module.Issuer, o option) error { return o.atLeast(&i.MaxStale, time.Second) },
 	"cooldown":   func(i *module.Issuer, o option) error { return o.atLeast(&i.Cooldown, time.Millisecond) },
@@ -76,7 +84,12 @@ var issuerOptions = map[string]func(i *module.Issuer, o option) error{
 	"tls_ca":     func(i *module.Issuer, o option) error { return o.word(&i.TLSCA) },
 }
 
-func anything(string) error { return nil }
+func notEmpty(word string) error {
+	if word == "" {
+		return errEmpty
+	}
+	return nil
+}
 
 func validJWKS(url string) error {
 	return (&auth.SourceConfig{JWKS: url}).Validate()

@@ -1,6 +1,7 @@
 package caddyfile
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -15,13 +16,24 @@ type option struct {
 	name string
 }
 
+// back stands on the option's name again, so that an error found at its end
+// names its line.
+func (o option) back() option {
+	o.Reset()
+	o.Next()
+	return o
+}
+
 // noBlock refuses a block, and arguments that nobody took.
 func (o option) noBlock() error {
 	if o.NextArg() {
+		if o.name == "secret" {
+			return o.Errf("secret: unexpected argument") // it may be a part of the secret
+		}
 		return o.Errf("%s: unexpected argument %q", o.name, o.Val())
 	}
 	if o.NextBlock(0) {
-		return o.Errf("%s: takes no block", o.name)
+		return o.back().Errf("%s: takes no block", o.name)
 	}
 	return nil
 }
@@ -78,6 +90,20 @@ func (o option) words(values *[]string, validate func(string) error) error {
 	}
 	*values = append(*values, args...)
 	return o.noBlock()
+}
+
+// names are words of which each may stand once.
+func (o option) names(values *[]string, validate func(string) error) error {
+	before := len(*values)
+	if err := o.words(values, validate); err != nil {
+		return err
+	}
+	for i, name := range (*values)[before:] {
+		if slices.Contains((*values)[:before+i], name) {
+			return o.back().Errf("%s: %q is there already", o.name, name)
+		}
+	}
+	return nil
 }
 
 func (o option) valid(value string, validate func(string) error) error {

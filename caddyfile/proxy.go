@@ -74,6 +74,11 @@ func splitProxy(d *caddyfile.Dispenser) (*gateParser, *caddyfile.Dispenser, erro
 	rest = append(rest, open)
 	for d.NextBlock(0) {
 		segment := d.NextSegment()
+		if segment[0].Text == "transport" && len(segment) > 1 && !tunnels(segment[1].Text) {
+			d := caddyfile.NewDispenser(segment)
+			d.Next()
+			return nil, nil, d.Errf("transport: %v", errTransport)
+		}
 		if !isGateOption(segment[0].Text) {
 			rest = append(rest, segment...)
 			continue
@@ -94,6 +99,9 @@ func splitProxy(d *caddyfile.Dispenser) (*gateParser, *caddyfile.Dispenser, erro
 	return p, caddyfile.NewDispenser(rest), nil
 }
 
+// tunnels reports whether a transport of this name becomes ws_tunnel.
+func tunnels(transport string) bool { return transport == "http" || transport == "ws_tunnel" }
+
 // tunnelled gives the proxy the transport ws_tunnel.
 func tunnelled(proxy *reverseproxy.Handler) error {
 	transport := map[string]any{}
@@ -101,11 +109,6 @@ func tunnelled(proxy *reverseproxy.Handler) error {
 		if err := json.Unmarshal(proxy.TransportRaw, &transport); err != nil {
 			return err
 		}
-	}
-	switch transport["protocol"] {
-	case nil, "http", "ws_tunnel":
-	default:
-		return errTransport
 	}
 	transport["protocol"] = "ws_tunnel"
 	proxy.TransportRaw = caddyconfig.JSON(transport, nil)

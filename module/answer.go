@@ -26,6 +26,8 @@ const (
 	reasonInvalidToken  = "invalid_token"
 	reasonNoKeys        = "no_keys"
 	reasonClaims        = "claims"
+	reasonRate          = "rate"
+	reasonCap           = "cap"
 	reasonUnsupported   = "unsupported"
 	reasonBackend       = "backend"
 )
@@ -44,6 +46,7 @@ type answer struct {
 	reason string
 	detail string // for the log only
 	header http.Header
+	known  bool // the client had shown its token
 }
 
 // hintHeader tells a developer what no browser shows of a failed handshake.
@@ -56,6 +59,7 @@ const retryAfter = "5"
 // of RFC 6750 §3. Causes go to the log, never to the client.
 func (g *Gate) answerTo(err error) answer {
 	var bad *handshake.Error
+	var limited *limitError
 	switch {
 	case errors.As(err, &bad):
 		return badHandshake(bad)
@@ -68,7 +72,9 @@ func (g *Gate) answerTo(err error) answer {
 			status: http.StatusBadRequest, reason: reasonBadRequest, detail: auth.Detail(err),
 			header: http.Header{hintHeader: {"offer one more subprotocol beside the token: a browser fails without an answer"}},
 		}
-	case errors.Is(err, errRequirement):
+	case errors.As(err, &limited):
+		return limited.answer()
+	case errors.Is(err, errRequirement), errors.Is(err, errCapNumber):
 		return answer{status: http.StatusForbidden, reason: reasonClaims, detail: err.Error(), header: g.challenge("insufficient_scope")}
 	case errors.Is(err, auth.ErrKeysUnavailable):
 		return answer{status: http.StatusServiceUnavailable, reason: reasonNoKeys, detail: auth.Detail(err), header: http.Header{"Retry-After": {retryAfter}}}
@@ -86,8 +92,10 @@ func (g *Gate) answerTo(err error) answer {
 // a close frame: Origin, and everything from the token on.
 func (a answer) closable() bool {
 	switch a.reason {
-	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonNoKeys, reasonClaims:
+	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonNoKeys, reasonClaims, reasonCap:
 		return true
+	case reasonRate:
+		return a.known
 	}
 	return false
 }

@@ -19,6 +19,7 @@ func init() {
 // request.
 type App struct {
 	ctx     caddy.Context
+	gates   []*Gate
 	sources []*auth.Source
 	logger  *zap.Logger
 }
@@ -46,6 +47,9 @@ func (a *App) Start() error {
 	for _, source := range a.sources {
 		source.SetLogger(a.logger)
 		source.Start()
+	}
+	for _, gate := range a.gates {
+		gate.adopt()
 	}
 	return nil
 }

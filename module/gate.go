@@ -98,6 +98,25 @@ type Gate struct {
 	// programs that are not browsers: `allow` (default) or `deny`.
 	MissingOrigin string `json:"missing_origin,omitempty"`
 
+	// How often requests may come, handshakes and others. Every entry applies.
+	HandshakeRate []*HandshakeRate `json:"handshake_rate,omitempty"`
+
+	// How many sockets may be open at once. Every entry applies.
+	MaxConnections []*MaxConnections `json:"max_connections,omitempty"`
+
+	// How many messages a client may send. Fragments of one count once,
+	// control frames do not count. Default: no limit.
+	MessageRate *FlowRate `json:"message_rate,omitempty"`
+
+	// How many bytes of messages a client may send, as they are on the wire.
+	// Default: no limit.
+	ByteRate *FlowRate `json:"byte_rate,omitempty"`
+
+	// How large a client's message may be, in bytes on the wire over all its
+	// fragments. The client gets close code 1009 before any of the excess is
+	// passed on. Default: 0, no limit.
+	MaxMessageSize int64 `json:"max_message_size,omitempty"`
+
 	// How often the client is pinged. Default: 30s; 0 turns pings off, and
 	// with them the check whether the client still lives.
 	PingInterval *caddy.Duration `json:"ping_interval,omitempty"`
@@ -139,6 +158,7 @@ type Gate struct {
 	policy   *tunnel.Policy
 	realm    string
 	keys     []string // of the sources in the pool, to be given back
+	tables   []string // of the rates' tables, likewise
 	logger   *zap.Logger
 }
 
@@ -177,18 +197,20 @@ func (*Gate) CaddyModule() caddy.ModuleInfo {
 var checks = []func(*Gate, *visit) error{
 	(*Gate).checkRequest,
 	(*Gate).checkOrigin,
-	// handshake_rate by address
+	(*Gate).checkRequestRate,
 	(*Gate).findToken,
 	(*Gate).checkAmbient,
 	(*Gate).verifyToken,
-	(*Gate).checkRequired,
-	// handshake_rate by user, max_connections
 	(*Gate).identify,
+	(*Gate).checkRequired,
+	(*Gate).checkUserRate,
+	(*Gate).takeSlots,
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	v := newVisit(r)
+	defer v.leave()
 	for _, check := range checks {
 		if err := check(g, v); err != nil {
 			return g.refuse(w, v, err)

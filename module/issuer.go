@@ -3,6 +3,7 @@ package module
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,8 +140,8 @@ func (i *Issuer) sourceConfig() (auth.SourceConfig, error) {
 // Check finds what is wrong in the configuration as far as that can be said
 // without expanding placeholders, reading files or using the network.
 func (i *Issuer) Check() error {
-	if len(i.Audience) == 0 {
-		return errNoAudience
+	if err := i.checkAudience(); err != nil {
+		return err
 	}
 	for _, value := range []string{i.Name, i.JWKS, i.JWKSFile, i.Secret, i.TLSCA} {
 		if strings.Contains(value, "{") {
@@ -157,9 +158,23 @@ func (i *Issuer) Check() error {
 // out (RFC 8725 §3.9).
 var errNoAudience = errors.New("audience is required (`audience any` to accept tokens whoever they are for)")
 
+// checkAudience wants audiences, or `any` alone.
+func (i *Issuer) checkAudience() error {
+	switch {
+	case len(i.Audience) == 0:
+		return errNoAudience
+	case len(i.Audience) > 1 && slices.Contains(i.Audience, AnyAudience):
+		return errors.New("audience any: must be the only audience")
+	}
+	return nil
+}
+
 // build makes the issuer that tokens are checked against, and takes its key
 // source from the pool. The key is the pool's, for giving it back.
 func (i *Issuer) build(app *App) (issuer *auth.Issuer, key string, err error) {
+	if err := i.checkAudience(); err != nil {
+		return nil, "", err
+	}
 	config, err := i.sourceConfig()
 	if err != nil {
 		return nil, "", err
@@ -177,8 +192,6 @@ func (i *Issuer) build(app *App) (issuer *auth.Issuer, key string, err error) {
 	}
 	if issuer.AnyAudience {
 		issuer.Audience = nil
-	} else if len(i.Audience) == 0 {
-		return nil, "", errNoAudience
 	}
 	config.Logger = app.logger
 	key = config.Key()

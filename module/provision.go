@@ -41,18 +41,21 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading app ws_gate: %w", err)
 	}
+	app := iface.(*App)
 	for _, provision := range []func() error{
 		g.provisionName,
 		g.provisionCarriers,
 		g.provisionIdentity,
 		g.provisionOrigins,
 		g.provisionPolicy,
-		func() error { return g.provisionIssuers(iface.(*App)) },
+		g.provisionLimits,
+		func() error { return g.provisionIssuers(app) },
 	} {
 		if err := provision(); err != nil {
 			return err
 		}
 	}
+	app.gates = append(app.gates, g)
 	return nil
 }
 
@@ -64,6 +67,12 @@ func (g *Gate) Cleanup() error {
 		}
 	}
 	g.keys = nil
+	for _, key := range g.tables {
+		if _, err := tables.Delete(key); err != nil {
+			return err
+		}
+	}
+	g.tables = nil
 	return nil
 }
 
@@ -74,10 +83,18 @@ func (g *Gate) provisionName() error {
 	if g.TunnelName == "" {
 		g.TunnelName = defaultTunnelName
 	}
-	if !tunnelName.MatchString(g.TunnelName) {
-		return fmt.Errorf("tunnel_name: %q is not of letters, digits and _.:/- (at most 64)", g.TunnelName)
+	if err := CheckTunnelName(g.TunnelName); err != nil {
+		return fmt.Errorf("tunnel_name: %w", err)
 	}
 	g.realm = g.TunnelName
+	return nil
+}
+
+// CheckTunnelName refuses what can't be a tunnel_name.
+func CheckTunnelName(name string) error {
+	if !tunnelName.MatchString(name) {
+		return fmt.Errorf("%q is not of letters, digits and _.:/- (at most 64)", name)
+	}
 	return nil
 }
 

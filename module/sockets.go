@@ -46,6 +46,7 @@ func (observer) Pong(*tunnel.Socket, time.Duration) {}
 // Closed implements tunnel.Observer.
 func (observer) Closed(s *tunnel.Socket, end tunnel.Summary) {
 	live.Remove(s)
+	caps.Release(s.ID) // nothing, but for one that was adopted while it ended
 	if c := logger().Check(zapcore.InfoLevel, "connection closed"); c != nil {
 		c.Write(append(socketFields(s),
 			zap.Duration("duration", end.Duration),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,8 @@ func (g *Gate) upgrade(w http.ResponseWriter, v *visit, next caddyhttp.Handler) 
 	switch {
 	case uw.upgraded:
 		return nil // whatever it was, it is about a request that is over
+	case v.place.lost():
+		return g.refuse(w, v, errEvicted)
 	case uw.switching:
 		return g.refuse(w, v, errNoTunnel)
 	case err != nil:
@@ -57,6 +60,9 @@ func (w *upgradeWriter) WriteHeader(status int) {
 		w.switching = true
 		return
 	}
+	if w.visit.place.lost() {
+		return // the answer is about the eviction, not what came of it
+	}
 	if status >= 200 && w.status == 0 {
 		w.status = status
 		w.Header().Set("Connection", "close") // S-86
@@ -66,7 +72,7 @@ func (w *upgradeWriter) WriteHeader(status int) {
 
 // Write passes on the body of an answer that is not a 101.
 func (w *upgradeWriter) Write(p []byte) (int, error) {
-	if w.switching {
+	if w.switching || w.visit.place.lost() {
 		return 0, http.ErrNotSupported
 	}
 	if w.status == 0 {
@@ -82,8 +88,11 @@ func (w *upgradeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, http.ErrNotSupported
 	}
 	backend := w.handoff.take()
-	if backend == nil {
+	if backend == nil || w.visit.place.lost() {
 		w.dropAnswer()
+		if backend != nil {
+			_ = backend.conn.Close()
+		}
 		return nil, nil, http.ErrNotSupported
 	}
 	subprotocol := w.completeAnswer()
@@ -152,7 +161,29 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 		Observer:     observer{},
 	}
 	a.Lifetime, a.LifetimeCause = g.lifetime(v.token.Expires, time.Now())
-	tunnel.Start(a)
+	user := userKey(v.token.Issuer, v.token.User)
+	messages, releaseMessages := g.MessageRate.pace("message_rate", g.TunnelName, user)
+	bytes, releaseBytes := g.ByteRate.pace("byte_rate", g.TunnelName, user)
+	a.Limits = tunnel.Limits{MaxMessage: g.MaxMessageSize, Messages: messages, Bytes: bytes}
+	a.Release = releaseAll(v.place.release(), releaseMessages, releaseBytes)
+	s := tunnel.Start(a)
+	if v.place != nil && !v.place.hand() {
+		// Evicted after the last look, and before there was a socket to find.
+		s.Close(causeEvicted)
+	}
+}
+
+// releaseAll calls every one that is there; nil if none is.
+func releaseAll(all ...func()) func() {
+	all = slices.DeleteFunc(all, func(release func()) bool { return release == nil })
+	if len(all) == 0 {
+		return nil
+	}
+	return func() {
+		for _, release := range all {
+			release()
+		}
+	}
 }
 
 // lifetime is how long a socket whose token expires then may live from now
@@ -162,7 +193,8 @@ func (g *Gate) lifetime(expires, now time.Time) (time.Duration, tunnel.Cause) {
 	if g.OnExpiry == onExpiryKeep {
 		return lifetime, cause
 	}
-	left := expires.Sub(now) + time.Duration(*g.Leeway) + time.Duration(g.ExpiryGrace)
+	// Sub stays within a Duration, also for a token that is good until 9999.
+	left := expires.Add(time.Duration(*g.Leeway)).Add(time.Duration(g.ExpiryGrace)).Sub(now)
 	left = max(left, time.Millisecond)
 	if lifetime == 0 || left < lifetime {
 		return left, tunnel.CauseExpired

@@ -22,6 +22,7 @@ type visit struct {
 	presented auth.Presented
 	token     *auth.Token
 	id        string // of the connection to be; only handshakes have one
+	place     *place // under the caps; nil without any
 }
 
 func newVisit(r *http.Request) *visit {
@@ -30,6 +31,13 @@ func newVisit(r *http.Request) *visit {
 		v.id = newConnectionID(time.Now())
 	}
 	return v
+}
+
+// leave gives back what the visit holds, unless a socket holds it now.
+func (v *visit) leave() {
+	if v.place != nil {
+		v.place.leave()
+	}
 }
 
 // clientIP is the client's address as Caddy knows it: proxies in front are

@@ -1,0 +1,171 @@
+package module
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/wsgate/caddy-wsgate/handlers/store"
+	"github.com/wsgate/caddy-wsgate/handlers/tunnel"
+)
+
+// caps counts the connections of this process. It outlives configs, as the
+// connections do.
+var caps store.Store = new(store.Memory)
+
+// capRetry is the answer's guess at when one of the sockets under a cap may
+// be gone.
+const capRetry = 5 * time.Second
+
+// place is what a handshake holds under the caps until a socket holds it.
+type place struct {
+	id     string
+	cancel context.CancelFunc // ends the handshake
+
+	// Guarded by places.mu.
+	evicted bool
+	opened  bool
+}
+
+// places are the handshakes that hold places and have no socket yet.
+var places = struct {
+	mu  sync.Mutex
+	ids map[string]*place
+}{ids: make(map[string]*place)}
+
+// takeSlots takes a place under every cap, before anything is dialled, and
+// ends those that had to make room.
+func (g *Gate) takeSlots(v *visit) error {
+	if !v.handshake || len(g.MaxConnections) == 0 {
+		return nil
+	}
+	slots := make([]store.Slot, len(g.MaxConnections))
+	for i, m := range g.MaxConnections {
+		n, err := m.limit(v)
+		if err != nil {
+			return err
+		}
+		slots[i] = store.Slot{Key: g.capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict}
+	}
+	ctx, cancel := context.WithCancel(v.r.Context())
+	p := &place{id: v.id, cancel: cancel}
+	// Before it has a place: whoever evicts it must find it.
+	places.mu.Lock()
+	places.ids[v.id] = p
+	places.mu.Unlock()
+	v.place = p
+	verdict, err := caps.Acquire(ctx, v.id, slots)
+	if err != nil {
+		return err
+	}
+	if !verdict.Admitted() {
+		m := g.MaxConnections[verdict.Full]
+		return &limitError{
+			reason: reasonCap, known: true, wait: capRetry,
+			detail: "max_connections by " + m.By,
+			hint:   fmt.Sprintf("at most %d connections", slots[verdict.Full].Limit),
+		}
+	}
+	for _, id := range verdict.Evicted {
+		evict(id)
+	}
+	v.r = v.r.WithContext(ctx)
+	return nil
+}
+
+// capKey is the key under which the connections of a tunnel that are alike in
+// this value count.
+func (g *Gate) capKey(by, value string) string {
+	return g.TunnelName + "\x00" + by + "\x00" + value
+}
+
+// evict ends a connection that lost its place: its socket, or the handshake
+// that may yet become one.
+func evict(id string) {
+	places.mu.Lock()
+	p := places.ids[id]
+	if p != nil {
+		p.evicted = true
+		p.cancel()
+	}
+	places.mu.Unlock()
+	// A socket may have come of it just now: see open.
+	if s := live.Get(id); s != nil {
+		s.Close(causeEvicted)
+	}
+}
+
+// causeEvicted ends a socket that made room for a newer one.
+var causeEvicted = tunnel.Cause{By: tunnel.ByGate, Reason: "evicted", Code: tunnel.CodePolicy, Text: "replaced by a newer connection"}
+
+// lost reports whether the handshake was evicted.
+func (p *place) lost() bool {
+	if p == nil {
+		return false
+	}
+	places.mu.Lock()
+	defer places.mu.Unlock()
+	return p.evicted
+}
+
+// errEvicted refuses a handshake that lost its place before its 101.
+var errEvicted = &limitError{reason: reasonCap, known: true, wait: capRetry, detail: "evicted during the handshake", hint: "replaced by a newer connection"}
+
+// hand gives the place over to a socket, which releases it when it ends. It
+// reports false if the place was lost meanwhile.
+func (p *place) hand() bool {
+	places.mu.Lock()
+	defer places.mu.Unlock()
+	delete(places.ids, p.id)
+	p.opened = true
+	return !p.evicted
+}
+
+// release is what the socket calls that has the place; nil without one.
+func (p *place) release() func() {
+	if p == nil {
+		return nil
+	}
+	id := p.id
+	return func() { caps.Release(id) }
+}
+
+// leave gives the place back, unless a socket has it.
+func (p *place) leave() {
+	places.mu.Lock()
+	delete(places.ids, p.id)
+	opened := p.opened
+	places.mu.Unlock()
+	p.cancel()
+	if !opened {
+		caps.Release(p.id)
+	}
+}
+
+// adopt counts the live sockets of this gate's tunnel under the caps it has
+// now: those that came with an earlier config may not be counted by what this
+// one counts by.
+func (g *Gate) adopt() {
+	if len(g.MaxConnections) == 0 {
+		return
+	}
+	for s := range live.All() {
+		if s.Tunnel != g.TunnelName {
+			continue
+		}
+		var keys []string
+		for _, m := range g.MaxConnections {
+			switch m.By {
+			case byUser:
+				keys = append(keys, g.capKey(byUser, userKey(s.Issuer, s.User)))
+			case byIP:
+				keys = append(keys, g.capKey(byIP, addressKey(s.ClientIP)))
+			}
+		}
+		caps.Adopt(s.ID, keys)
+		if s.Ending() {
+			caps.Release(s.ID)
+		}
+	}
+}
