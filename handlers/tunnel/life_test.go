@@ -352,8 +352,6 @@ func TestIdleTimeout(t *testing.T) {
 			u.client.pong()
 			u.client.pong()
 		}
-		last := u.now() - 20*time.Second + 5*time.Second
-		_ = last
 		ping := u.client.frame(0x89, "own")
 		u.client.send(ping)
 		u.backend.expect(ping)
@@ -508,7 +506,9 @@ func TestPongBehindStuckData(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := inMemory(t, Accepted{Policy: everySoOften}, 1000)
 		u.client.patience = time.Minute
+		told := make(chan bool)
 		go func() {
+			defer close(told)
 			// A client that pauses at a full pipe, as most do, and answers
 			// pings in the order of its queue.
 			_, _ = u.client.conn.Write(u.client.frame(0x82, string(make([]byte, 5000))))
@@ -525,6 +525,7 @@ func TestPongBehindStuckData(t *testing.T) {
 		u.backend.expectNothing(10 * time.Minute)
 		u.Close(causeTest)
 		u.backend.expectClose(CodeGoingAway, "")
+		<-told
 		u.client.conn.Close()
 		u.backend.conn.Close()
 		u.end()
