@@ -169,10 +169,16 @@ func (i *Issuer) checkAudience() error {
 	return nil
 }
 
+// errAnyAudience keeps `any` from being taken for a name.
+var errAnyAudience = errors.New("audience any: must be the only audience")
+
 // build makes the issuer that tokens are checked against, and takes its key
 // source from the pool. The key is the pool's, for giving it back.
 func (i *Issuer) build(app *App) (issuer *auth.Issuer, key string, err error) {
 	if err := i.checkAudience(); err != nil {
+		return nil, "", err
+	}
+	if err := i.Check(); err != nil {
 		return nil, "", err
 	}
 	config, err := i.sourceConfig()

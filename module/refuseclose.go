@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +48,7 @@ func (g *Gate) refuseByClose(w http.ResponseWriter, v *visit, a answer) error {
 		CheckOrigin:      func(*http.Request) bool { return true }, // judged already
 		Error:            func(http.ResponseWriter, *http.Request, int, error) {},
 	}
-	if chosen := g.answerable(v.r); chosen != "" {
+	if chosen := g.answerable(v); chosen != "" {
 		upgrader.Subprotocols = []string{chosen}
 	}
 	conn, err := upgrader.Upgrade(hijacker{w}, v.r, header)
@@ -69,11 +68,11 @@ func (g *Gate) refuseByClose(w http.ResponseWriter, v *visit, a answer) error {
 
 // answerable is a subprotocol that the client offered and that is no token: a
 // browser fails a socket whose offer gets no answer, and shows no code.
-func (g *Gate) answerable(r *http.Request) string {
-	clean := &http.Request{URL: new(url.URL), Header: http.Header{"Sec-Websocket-Protocol": slices.Clone(r.Header["Sec-Websocket-Protocol"])}}
-	presented, _ := g.carriers.Find(clean)
-	g.carriers.Strip(clean)
-	if rest := handshake.Offered(clean); len(rest) > 0 {
+func (g *Gate) answerable(v *visit) string {
+	offer := &http.Request{URL: new(url.URL), Header: http.Header{"Sec-Websocket-Protocol": v.offer}}
+	presented, _ := g.carriers.Find(offer)
+	g.carriers.Strip(offer)
+	if rest := handshake.Offered(offer); len(rest) > 0 {
 		return rest[0]
 	}
 	return presented.PairPrefix

@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 type visit struct {
 	r         *http.Request
 	handshake bool
+	offer     []string // of subprotocols, as it came
 	presented auth.Presented
 	token     *auth.Token
 	id        string // of the connection to be; only handshakes have one
@@ -26,7 +28,7 @@ type visit struct {
 }
 
 func newVisit(r *http.Request) *visit {
-	v := &visit{r: r, handshake: handshake.Is(r)}
+	v := &visit{r: r, handshake: handshake.Is(r), offer: slices.Clone(r.Header["Sec-Websocket-Protocol"])}
 	if v.handshake {
 		v.id = newConnectionID(time.Now())
 	}

@@ -13,24 +13,26 @@ type Claims struct{ root map[string]any }
 
 // Lookup finds a claim by its path, such as realm_access.roles. At each level
 // the whole rest of the path is first tried as one name, since names such as
-// https://example.com/roles have dots in them; then it is split at its first
-// dot. Names compare exactly. The value is a string, a bool, nil, a
+// https://example.com/roles have dots in them; then it is split at one dot
+// after the other, for objects named like kubernetes.io. Names compare exactly. The value is a string, a bool, nil, a
 // [json.Number], a []any or a map[string]any.
-func (c *Claims) Lookup(path string) (any, bool) {
-	object := c.root
-	for {
-		if value, ok := object[path]; ok {
-			return value, true
-		}
-		name, rest, ok := strings.Cut(path, ".")
-		if !ok {
-			return nil, false
-		}
-		if object, ok = object[name].(map[string]any); !ok {
-			return nil, false
-		}
-		path = rest
+func (c *Claims) Lookup(path string) (any, bool) { return lookup(c.root, path) }
+
+func lookup(object map[string]any, path string) (any, bool) {
+	if value, ok := object[path]; ok {
+		return value, true
 	}
+	for i := 0; i < len(path); i++ {
+		if path[i] != '.' {
+			continue
+		}
+		if below, ok := object[path[:i]].(map[string]any); ok {
+			if value, ok := lookup(below, path[i+1:]); ok {
+				return value, true
+			}
+		}
+	}
+	return nil, false
 }
 
 // Scalar is a claim that is a string, a number (as its text in the token) or
