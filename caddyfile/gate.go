@@ -45,6 +45,7 @@ func init() {
 //	    max_lifetime     <duration>
 //	    on_expiry        close|keep
 //	    expiry_grace     <duration>
+//	    on_removal       keep|drain
 //	    on_reject        http|close
 //	    tunnel_name      <name>
 //	}
@@ -101,6 +102,7 @@ var gateOptions = map[string]func(p *gateParser, o option) error{
 	"max_lifetime":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.MaxLifetime)) },
 	"on_expiry":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnExpiry, "close", "keep")) },
 	"expiry_grace":     func(p *gateParser, o option) error { return p.once(o, o.duration(&p.gate.ExpiryGrace)) },
+	"on_removal":       func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnRemoval, "keep", "drain")) },
 	"on_reject":        func(p *gateParser, o option) error { return p.once(o, o.oneOf(&p.gate.OnReject, "http", "close")) },
 	"tunnel_name": func(p *gateParser, o option) error {
 		return p.once(o, o.checked(&p.gate.TunnelName, module.CheckTunnelName))

@@ -112,10 +112,29 @@ func tunnelled(proxy *reverseproxy.Handler) error {
 	}
 	transport["protocol"] = "ws_tunnel"
 	proxy.TransportRaw = caddyconfig.JSON(transport, nil)
+	if err := leastConn(proxy); err != nil {
+		return err
+	}
 	if proxy.StreamBufferSize == 0 {
 		// reverse_proxy would make two buffers of 32 KiB for a copy that has
 		// nothing to copy.
 		proxy.StreamBufferSize = 1
+	}
+	return nil
+}
+
+// leastConn makes `lb_policy least_conn` mean the one that counts sockets.
+func leastConn(proxy *reverseproxy.Handler) error {
+	if proxy.LoadBalancing == nil || proxy.LoadBalancing.SelectionPolicyRaw == nil {
+		return nil
+	}
+	var policy map[string]any
+	if err := json.Unmarshal(proxy.LoadBalancing.SelectionPolicyRaw, &policy); err != nil {
+		return err
+	}
+	if policy["policy"] == "least_conn" {
+		policy["policy"] = "ws_least_conn"
+		proxy.LoadBalancing.SelectionPolicyRaw = caddyconfig.JSON(policy, nil)
 	}
 	return nil
 }

@@ -25,9 +25,11 @@ const (
 	reasonSeveralTokens = "several_tokens"
 	reasonInvalidToken  = "invalid_token"
 	reasonNoKeys        = "no_keys"
+	reasonRevoked       = "revoked"
 	reasonClaims        = "claims"
 	reasonRate          = "rate"
 	reasonCap           = "cap"
+	reasonDraining      = "draining"
 	reasonUnsupported   = "unsupported"
 	reasonBackend       = "backend"
 )
@@ -72,6 +74,10 @@ func (g *Gate) answerTo(err error) answer {
 			status: http.StatusBadRequest, reason: reasonBadRequest, detail: auth.Detail(err),
 			header: http.Header{hintHeader: {"offer one more subprotocol beside the token: a browser fails without an answer"}},
 		}
+	case errors.Is(err, errDraining):
+		return drainingAnswer()
+	case errors.Is(err, errRevoked):
+		return answer{status: http.StatusUnauthorized, reason: reasonRevoked, header: g.challenge("invalid_token")}
 	case errors.As(err, &limited):
 		return limited.answer()
 	case errors.Is(err, errRequirement), errors.Is(err, errCapNumber):
@@ -92,7 +98,7 @@ func (g *Gate) answerTo(err error) answer {
 // a close frame: Origin, and everything from the token on.
 func (a answer) closable() bool {
 	switch a.reason {
-	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonNoKeys, reasonClaims, reasonCap:
+	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonRevoked, reasonNoKeys, reasonClaims, reasonCap:
 		return true
 	case reasonRate:
 		return a.known
@@ -158,10 +164,17 @@ func (g *Gate) logRefusal(v *visit, a answer) {
 	if a.reason == reasonUnsupported {
 		level = zapcore.ErrorLevel // the operator has to change something
 	}
-	c := g.logger.Check(level, message)
-	if c == nil {
-		return
+	if v.handshake {
+		metrics.handshakes.WithLabelValues(g.TunnelName, a.reason).Inc()
+		emit(eventRefused, func() map[string]any { return eventData(g.refusalFields(v, a)) })
 	}
+	if c := g.logger.Check(level, message); c != nil {
+		c.Write(g.refusalFields(v, a)...)
+	}
+}
+
+// refusalFields are the fields of the line about a refusal.
+func (g *Gate) refusalFields(v *visit, a answer) []zapcore.Field {
 	fields := []zapcore.Field{
 		zap.String("reason", a.reason),
 		zap.Int("status", a.status),
@@ -174,5 +187,5 @@ func (g *Gate) logRefusal(v *visit, a answer) {
 	if v.token != nil {
 		fields = append(fields, zap.String("user_id", v.token.User), zap.String("issuer", v.token.Issuer))
 	}
-	c.Write(fields...)
+	return fields
 }

@@ -3,6 +3,8 @@ package module
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -150,7 +152,9 @@ func (g *Gate) adopt() {
 	if len(g.MaxConnections) == 0 {
 		return
 	}
-	for s := range live.All() {
+	// The oldest first, as they came: it is the oldest that are evicted.
+	byAge := func(a, b *tunnel.Socket) int { return strings.Compare(a.ID, b.ID) }
+	for _, s := range slices.SortedFunc(live.All(), byAge) {
 		if s.Tunnel != g.TunnelName {
 			continue
 		}

@@ -139,6 +139,11 @@ type Gate struct {
 	// How long a socket may outlive its token, beyond `leeway`. Default: 0.
 	ExpiryGrace caddy.Duration `json:"expiry_grace,omitempty"`
 
+	// What happens to live sockets when no config has a gate of this name any
+	// more: `keep` (default) leaves them to their lifetime, `drain` closes
+	// them with 1012.
+	OnRemoval string `json:"on_removal,omitempty"`
+
 	// How a refused handshake is answered: `http` (default), with its status;
 	// or `close`, which accepts the upgrade and at once sends a close frame,
 	// because that is all a browser lets a page see: 3000 for a status of 401,
@@ -196,11 +201,13 @@ func (*Gate) CaddyModule() caddy.ModuleInfo {
 // an error that answer.go maps to what the client gets.
 var checks = []func(*Gate, *visit) error{
 	(*Gate).checkRequest,
+	(*Gate).checkDraining,
 	(*Gate).checkOrigin,
 	(*Gate).checkRequestRate,
 	(*Gate).findToken,
 	(*Gate).checkAmbient,
 	(*Gate).verifyToken,
+	(*Gate).checkRevoked,
 	(*Gate).identify,
 	(*Gate).checkRequired,
 	(*Gate).checkUserRate,
@@ -301,8 +308,11 @@ func requestOrigin(r *http.Request) (scheme, host string) {
 		scheme = "https"
 	}
 	if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted {
-		if proto := r.Header.Get("X-Forwarded-Proto"); proto == "http" || proto == "https" {
-			scheme = proto
+		switch r.Header.Get("X-Forwarded-Proto") {
+		case "https", "wss": // Traefik names the scheme of a handshake's own URL
+			scheme = "https"
+		case "http", "ws":
+			scheme = "http"
 		}
 		if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" {
 			host = forwarded

@@ -85,6 +85,7 @@ type pooled struct{ *auth.Source }
 // Destruct stops the source when its last user is gone.
 func (p pooled) Destruct() error {
 	p.Stop()
+	metrics.keys.remove(p.Source)
 	return nil
 }
 
@@ -164,7 +165,7 @@ func (i *Issuer) checkAudience() error {
 	case len(i.Audience) == 0:
 		return errNoAudience
 	case len(i.Audience) > 1 && slices.Contains(i.Audience, AnyAudience):
-		return errors.New("audience any: must be the only audience")
+		return errAnyAudience
 	}
 	return nil
 }
@@ -175,9 +176,6 @@ var errAnyAudience = errors.New("audience any: must be the only audience")
 // build makes the issuer that tokens are checked against, and takes its key
 // source from the pool. The key is the pool's, for giving it back.
 func (i *Issuer) build(app *App) (issuer *auth.Issuer, key string, err error) {
-	if err := i.checkAudience(); err != nil {
-		return nil, "", err
-	}
 	if err := i.Check(); err != nil {
 		return nil, "", err
 	}
@@ -200,12 +198,14 @@ func (i *Issuer) build(app *App) (issuer *auth.Issuer, key string, err error) {
 		issuer.Audience = nil
 	}
 	config.Logger = app.logger
+	config.Observe = metrics.fetched
 	key = config.Key()
 	source, _, err := sources.LoadOrNew(key, func() (caddy.Destructor, error) {
 		source, err := auth.NewSource(config)
 		if err != nil {
 			return nil, err
 		}
+		metrics.keys.add(source, i.Name)
 		return pooled{source}, nil
 	})
 	if err != nil {

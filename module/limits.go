@@ -243,7 +243,7 @@ func (m *MaxConnections) limit(v *visit) (int, error) {
 		return 0, errCapNumber
 	}
 	n, err := strconv.ParseFloat(repl.ReplaceAll(m.Number, ""), 64)
-	if err != nil || !(n >= 1) {
+	if err != nil || !(n >= 1) || math.IsInf(n, 0) {
 		return 0, errCapNumber
 	}
 	return int(min(n, math.MaxInt32)), nil

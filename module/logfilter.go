@@ -56,6 +56,10 @@ func (*TokenFilter) CaddyModule() caddy.ModuleInfo {
 func (f *TokenFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the filter's name
 	f.Parameters = d.RemainingArgs()
+	if d.NextBlock(0) {
+		d.Prev() // to the line of the option
+		return d.Err("ws_token: takes no block")
+	}
 	return nil
 }
 
@@ -69,8 +73,9 @@ func (f *TokenFilter) Provision(ctx caddy.Context) error {
 func (f *TokenFilter) Filter(in zapcore.Field) zapcore.Field {
 	if values, ok := in.Interface.(caddyhttp.LoggableStringArray); ok {
 		clean := make(caddyhttp.LoggableStringArray, len(values))
+		pair := false // a token may stand on the line behind its prefix
 		for i, value := range values {
-			clean[i] = f.redact(value)
+			clean[i], pair = f.redactLine(value, pair)
 		}
 		return zap.Array(in.Key, clean)
 	}
@@ -83,12 +88,19 @@ func (f *TokenFilter) Filter(in zapcore.Field) zapcore.Field {
 // jwtShape is a JSON Web Token, or what a client left of one: base64url of
 // something that begins like a JSON object, and at least one more part. The
 // second form is a token in base64url once more, as Kubernetes' clients send it.
-var jwtShape = regexp.MustCompile(`e(?:y[A-DI-L]|w[k-r0-3])[A-Za-z0-9_-]{8,}(?:(?:\.|%2[Ee])[A-Za-z0-9_=-]*)+|ZX[lc][A-Za-z0-9_=-]{20,}`)
+var jwtShape = regexp.MustCompile(`e(?:y[A-DI-L]|w[k-r0-3])[A-Za-z0-9_-]{8,}(?:(?:\.|%2[Ee])[A-Za-z0-9_=-]*)+|ZX[lcd][A-Za-z0-9_=-]{20,}`)
 
 func (f *TokenFilter) redact(text string) string {
+	text, _ = f.redactLine(text, false)
+	return text
+}
+
+// redactLine redacts one of several lines. pair tells that the one before
+// ended with a prefix, and whether this one does.
+func (f *TokenFilter) redactLine(text string, pair bool) (string, bool) {
 	text = f.redactQuery(text)
-	text = f.redactSubprotocols(text)
-	return jwtShape.ReplaceAllString(text, redacted)
+	text, pair = f.redactSubprotocols(text, pair)
+	return jwtShape.ReplaceAllString(text, redacted), pair
 }
 
 // redactQuery replaces the values of the parameters that carry tokens.
@@ -108,18 +120,23 @@ func (f *TokenFilter) redactQuery(uri string) string {
 }
 
 // redactSubprotocols replaces what follows a prefix in an offer, in either
-// form: "bearer, <token>" and "bearer.<token>".
-func (f *TokenFilter) redactSubprotocols(list string) string {
-	if strings.HasPrefix(list, "/") || !strings.ContainsAny(list, ",.") {
-		return list // a URI, or nothing to find
+// form: "bearer, <token>" and "bearer.<token>". pair is as in redactLine.
+func (f *TokenFilter) redactSubprotocols(list string, pair bool) (string, bool) {
+	if strings.HasPrefix(list, "/") {
+		return list, false // a URI
 	}
 	entries := strings.Split(list, ",")
 	for i, entry := range entries {
 		bare := strings.TrimSpace(entry)
-		if i > 0 && f.carries(strings.TrimSpace(strings.ReplaceAll(entries[i-1], redacted, "")), "bearer") {
+		if bare == "" {
+			continue // no element of the list (RFC 9110 §5.6.1)
+		}
+		if pair {
 			entries[i] = strings.Replace(entry, bare, redacted, 1)
+			pair = false
 			continue
 		}
+		pair = f.carries(bare, "bearer")
 		for _, prefix := range append([]string{"bearer", kubernetesPrefix}, f.Parameters...) {
 			prefix = strings.TrimSuffix(prefix, ".") + "."
 			if strings.HasPrefix(bare, prefix) && len(bare) > len(prefix) {
@@ -127,7 +144,7 @@ func (f *TokenFilter) redactSubprotocols(list string) string {
 			}
 		}
 	}
-	return strings.Join(entries, ",")
+	return strings.Join(entries, ","), pair
 }
 
 // kubernetesPrefix is the subprotocol in which Kubernetes' clients send

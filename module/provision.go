@@ -29,6 +29,8 @@ const (
 	missingOriginDeny  = "deny"
 	onExpiryClose      = "close"
 	onExpiryKeep       = "keep"
+	onRemovalKeep      = "keep"
+	onRemovalDrain     = "drain"
 	onRejectHTTP       = "http"
 	onRejectClose      = "close"
 )
@@ -43,6 +45,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	}
 	app := iface.(*App)
 	for _, provision := range []func() error{
+		g.expand,
 		g.provisionName,
 		g.provisionCarriers,
 		g.provisionIdentity,
@@ -56,6 +59,40 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		}
 	}
 	app.gates = append(app.gates, g)
+	return nil
+}
+
+// expand replaces the global placeholders in what the operator wrote; those of
+// an issuer are expanded with it.
+func (g *Gate) expand() error {
+	texts := map[string][]*string{"tunnel_name": {&g.TunnelName}, "user_claim": {&g.UserClaim}}
+	add := func(option string, values []string) {
+		for n := range values {
+			texts[option] = append(texts[option], &values[n])
+		}
+	}
+	add("from_header", g.FromHeader)
+	add("from_query", g.FromQuery)
+	add("from_cookies", g.FromCookies)
+	add("from_subprotocol", g.FromSubprotocol)
+	add("origins", g.Origins)
+	for n := range g.Require {
+		texts["require"] = append(texts["require"], &g.Require[n].Claim)
+		add("require", g.Require[n].Values)
+	}
+	for n := range g.Identity {
+		texts["identity"] = append(texts["identity"], &g.Identity[n].Header, &g.Identity[n].Claim)
+	}
+	repl := caddy.NewReplacer()
+	for option, values := range texts {
+		for _, value := range values {
+			expanded, err := repl.ReplaceOrErr(*value, true, true)
+			if err != nil {
+				return fmt.Errorf("%s: %w", option, err)
+			}
+			*value = expanded
+		}
+	}
 	return nil
 }
 
@@ -154,6 +191,11 @@ func (g *Gate) provisionPolicy() error {
 	default:
 		return fmt.Errorf("on_expiry: %q is neither %s nor %s", g.OnExpiry, onExpiryClose, onExpiryKeep)
 	}
+	switch g.OnRemoval {
+	case "", onRemovalKeep, onRemovalDrain:
+	default:
+		return fmt.Errorf("on_removal: %q is neither %s nor %s", g.OnRemoval, onRemovalKeep, onRemovalDrain)
+	}
 	switch g.OnReject {
 	case "", onRejectHTTP, onRejectClose:
 	default:
@@ -168,6 +210,8 @@ func (g *Gate) provisionPolicy() error {
 		PingInterval: time.Duration(*g.PingInterval),
 		PongTimeout:  time.Duration(*g.PongTimeout),
 		IdleTimeout:  time.Duration(g.IdleTimeout),
+
+		DrainOnRemoval: g.OnRemoval == onRemovalDrain,
 	}
 	return nil
 }

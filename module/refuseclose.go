@@ -49,7 +49,9 @@ func (g *Gate) refuseByClose(w http.ResponseWriter, v *visit, a answer) error {
 		Error:            func(http.ResponseWriter, *http.Request, int, error) {},
 	}
 	if chosen := g.answerable(v); chosen != "" {
-		upgrader.Subprotocols = []string{chosen}
+		// Not by Upgrader.Subprotocols, which looks for it in a request that
+		// may have lost its offer with the token.
+		header.Set("Sec-Websocket-Protocol", chosen)
 	}
 	conn, err := upgrader.Upgrade(hijacker{w}, v.r, header)
 	if err != nil {

@@ -34,31 +34,54 @@ type observer struct{}
 
 // Opened implements tunnel.Observer.
 func (observer) Opened(s *tunnel.Socket) {
-	live.Add(s)
+	metrics.sockets.opened(s)
+	metrics.handshakes.WithLabelValues(s.Tunnel, resultAccepted).Inc()
+	perUpstream.add(s.Upstream, 1)
 	if c := logger().Check(zapcore.InfoLevel, "connection opened"); c != nil {
 		c.Write(socketFields(s)...)
 	}
+	emit(eventOpened, func() map[string]any { return eventData(socketFields(s)) })
 }
 
 // Pong implements tunnel.Observer.
-func (observer) Pong(*tunnel.Socket, time.Duration) {}
+func (observer) Pong(s *tunnel.Socket, rtt time.Duration) {
+	metrics.rtt.WithLabelValues(s.Tunnel).Observe(rtt.Seconds())
+}
 
 // Closed implements tunnel.Observer.
 func (observer) Closed(s *tunnel.Socket, end tunnel.Summary) {
-	live.Remove(s)
+	metrics.sockets.closed(s, end)
+	metrics.closes.WithLabelValues(s.Tunnel, string(end.By), end.Reason).Inc()
+	metrics.duration.WithLabelValues(s.Tunnel).Observe(end.Duration.Seconds())
+	perUpstream.add(s.Upstream, -1)
 	caps.Release(s.ID) // nothing, but for one that was adopted while it ended
 	if c := logger().Check(zapcore.InfoLevel, "connection closed"); c != nil {
-		c.Write(append(socketFields(s),
-			zap.Duration("duration", end.Duration),
-			zap.Uint16("close_code", end.Code),
-			zap.String("close_reason", end.Reason),
-			zap.String("closed_by", string(end.By)),
-			zap.Uint64("bytes_in", end.In.Bytes),
-			zap.Uint64("bytes_out", end.Out.Bytes),
-			zap.Uint64("messages_in", end.In.Messages),
-			zap.Uint64("messages_out", end.Out.Messages),
-		)...)
+		c.Write(summaryFields(s, end)...)
 	}
+	emit(eventClosed, func() map[string]any { return eventData(summaryFields(s, end)) })
+}
+
+// summaryFields are the fields of the line about a socket's end.
+func summaryFields(s *tunnel.Socket, end tunnel.Summary) []zapcore.Field {
+	return append(socketFields(s),
+		zap.Duration("duration", end.Duration),
+		zap.Uint16("close_code", end.Code),
+		zap.String("close_reason", end.Reason),
+		zap.String("closed_by", string(end.By)),
+		zap.Uint64("bytes_in", end.In.Bytes),
+		zap.Uint64("bytes_out", end.Out.Bytes),
+		zap.Uint64("messages_in", end.In.Messages),
+		zap.Uint64("messages_out", end.Out.Messages),
+	)
+}
+
+// eventData are the fields of a log line as the data of an event.
+func eventData(fields []zapcore.Field) map[string]any {
+	encoder := zapcore.NewMapObjectEncoder()
+	for _, field := range fields {
+		field.AddTo(encoder)
+	}
+	return encoder.Fields
 }
 
 // socketFields are the fields that every line about a socket has.

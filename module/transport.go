@@ -108,8 +108,21 @@ func accept(r *http.Request, res *http.Response, conn net.Conn) (*accepted, erro
 		conn:     conn,
 		early:    early,
 		reserved: reservedBits(handshake.Extensions(res.Header)),
-		upstream: r.URL.Host,
+		upstream: upstreamOf(r),
 	}, nil
+}
+
+// upstreamOf names the upstream as the operator did.
+func upstreamOf(r *http.Request) string {
+	info, ok := reverseproxy.GetDialInfo(r.Context())
+	switch {
+	case !ok:
+		return r.URL.Host
+	case info.Upstream != nil && !strings.Contains(info.Upstream.Dial, "{"):
+		return info.Upstream.Dial
+	default:
+		return info.Address
+	}
 }
 
 // maxEarly bounds what is taken from behind a 101 at once. What is beyond it

@@ -147,6 +147,8 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 			Tunnel:      g.TunnelName,
 			User:        v.token.User,
 			Issuer:      v.token.Issuer,
+			TokenID:     v.token.ID,
+			SessionID:   v.token.SessionID,
 			ClientIP:    v.clientIP(),
 			Upstream:    b.upstream,
 			Subprotocol: subprotocol,
@@ -167,9 +169,16 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 	a.Limits = tunnel.Limits{MaxMessage: g.MaxMessageSize, Messages: messages, Bytes: bytes}
 	a.Release = releaseAll(v.place.release(), releaseMessages, releaseBytes)
 	s := tunnel.Start(a)
+	// What was decided after the last look, and before there was a socket to
+	// find.
 	if v.place != nil && !v.place.hand() {
-		// Evicted after the last look, and before there was a socket to find.
 		s.Close(causeEvicted)
+	}
+	if revoked(v.token) {
+		s.Close(causeRevoked)
+	}
+	if draining.Load() {
+		s.Close(causeDrain)
 	}
 }
 

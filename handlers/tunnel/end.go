@@ -27,7 +27,15 @@ const (
 // buffer is what a pump holds while bytes pass, and only then.
 type buffer [headroom + bufferSize]byte
 
-var buffers = sync.Pool{New: func() any { return new(buffer) }}
+// buffers are those that nobody holds now.
+var buffers sync.Pool
+
+func takeBuffer() *buffer {
+	if b, ok := buffers.Get().(*buffer); ok {
+		return b
+	}
+	return new(buffer)
+}
 
 // end is one of the two connections of a socket.
 type end struct {
@@ -73,7 +81,7 @@ func (e *end) readRest() (b *buffer, n int, err error) {
 	if n < restSize || err != nil {
 		return nil, n, err
 	}
-	b = buffers.Get().(*buffer)
+	b = takeBuffer()
 	copy(b[headroom:], e.rest[headroom:])
 	if e.conn.SetReadDeadline(time.Now().Add(moment)) != nil {
 		return b, n, nil // closed meanwhile: the next read tells

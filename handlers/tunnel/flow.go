@@ -8,9 +8,10 @@ import (
 
 // What may wait for a frame boundary in a flow.
 const (
-	pendingPing  uint32 = 1 << iota
-	pendingClose        // a close frame of the gate's
-	pendingEnd          // the end of the stream, once both close frames went by
+	pendingPing    uint32 = 1 << iota
+	pendingClose          // a close frame of the gate's
+	pendingEnd            // the end of the stream, once both close frames went by
+	pendingMessage        // messages of the operator's; these wait for the end of a message
 )
 
 // flow is one direction of a socket: it reads frames from src and writes them
@@ -32,11 +33,16 @@ type flow struct {
 	onReadable func(fd uintptr) bool
 	buf        *buffer
 	n          int
+	starved    bool // there are bytes, but no buffer was left over
 	err        error
+	scanned    chunk         // here and not on the stack, see pump
+	pong       bool          // a ping of ours was answered
+	rtt        time.Duration // after so long
 
 	// Write state.
 	mu       sync.Mutex    // orders what is written to dst
 	boundary bool          // dst stands between two frames
+	between  bool          // and these are not of one message
 	shut     bool          // nothing more is written to dst
 	finished bool          // dst got the end of the stream
 	pending  atomic.Uint32 // what waits for a boundary
@@ -60,6 +66,7 @@ type flow struct {
 type chunk struct {
 	keep     int   // so many leading bytes may go on
 	boundary int   // where among them a frame begins or ends first, -1: nowhere
+	between  int   // where a message does, -1: nowhere
 	closed   bool  // the source sent a close frame, nothing counts behind it
 	passed   bool  // that frame is complete, and the last that goes on
 	err      error // behind keep the source broke a rule
@@ -73,13 +80,17 @@ type chunk struct {
 // scan walks the frames of p, which goes on where the last call stopped. It
 // takes the pongs that answer our pings out of p, and holds back what can't
 // be judged before more bytes are there.
-func (f *flow) scan(p []byte) chunk {
-	c := chunk{boundary: -1}
+func (f *flow) scan(p []byte) *chunk {
+	c := &f.scanned
+	*c = chunk{boundary: -1, between: -1}
 	i := f.skip(p)
 	c.keep = i
 	for f.scanner.boundary() {
 		if c.boundary < 0 {
 			c.boundary = c.keep
+		}
+		if c.between < 0 && !f.scanner.open {
+			c.between = c.keep
 		}
 		if f.closing {
 			c.closed, c.passed = true, true
@@ -111,8 +122,7 @@ func (f *flow) scan(p []byte) chunk {
 		payload := p[i+h.Size:]
 		switch h.Opcode {
 		case opPong:
-			// held is empty meanwhile: a block on the stack would escape.
-			if f.in && h.Length == pingSize && f.socket.tookPong(f.held[:], payload, h.Mask) {
+			if f.in && h.Length == pingSize && f.tookPong(payload, h.Mask) {
 				i += h.Size + f.scanner.skip(len(payload))
 				continue
 			}
@@ -174,12 +184,17 @@ func (f *flow) sawClose(h Header, payload []byte) {
 
 // write passes on the bytes of a chunk, with what waits for a boundary put in
 // at the first there is.
-func (f *flow) write(p []byte, c chunk) {
+func (f *flow) write(p []byte, c *chunk) {
 	f.writing.Store(true)
 	f.mu.Lock()
-	if f.pending.Load() != 0 && c.boundary >= 0 && !c.passed {
-		f.send(p[:c.boundary])
-		p = p[c.boundary:]
+	if pending := f.pending.Load(); pending != 0 && c.boundary >= 0 && !c.passed {
+		at := c.boundary
+		if pending&pendingMessage != 0 && pending&pendingClose == 0 && c.between >= 0 {
+			at = c.between
+		}
+		f.send(p[:at])
+		p = p[at:]
+		f.boundary, f.between = true, at == c.between
 		f.inject()
 	}
 	f.send(p)
@@ -188,6 +203,7 @@ func (f *flow) write(p []byte, c chunk) {
 		f.closeSent.Store(true)
 	}
 	f.boundary = f.scanner.boundary()
+	f.between = f.boundary && !f.scanner.open
 	f.mu.Unlock()
 	f.writing.Store(false)
 	if f.pending.Load() != 0 {
@@ -222,12 +238,9 @@ func (f *flow) want(what uint32) {
 // Whoever writes looks for what waits when done, so nothing is left behind.
 func (f *flow) flush() {
 	for f.pending.Load() != 0 && f.mu.TryLock() {
-		atBoundary := f.boundary || f.shut
-		if atBoundary {
-			f.inject()
-		}
+		did := f.inject()
 		f.mu.Unlock()
-		if !atBoundary {
+		if !did {
 			return
 		}
 		if f.socket.ending.Load() {
@@ -236,10 +249,26 @@ func (f *flow) flush() {
 	}
 }
 
-// inject writes what waits. dst stands at a boundary and mu is held.
-func (f *flow) inject() {
-	what := f.pending.Swap(0)
+// inject writes what waits and may be written where dst stands, and reports
+// whether that was anything. mu is held.
+func (f *flow) inject() bool {
+	var fits uint32
+	if f.boundary || f.shut {
+		fits = pendingPing | pendingClose | pendingEnd
+	}
+	if f.between || f.shut {
+		fits |= pendingMessage
+	}
+	what := f.pending.And(^fits) & fits
+	if what == 0 {
+		return false
+	}
 	var frame [2 + 4 + maxControl]byte
+	if what&pendingMessage != 0 {
+		for _, message := range f.socket.queued() {
+			f.send(message)
+		}
+	}
 	switch {
 	case f.shut:
 	case what&pendingClose != 0:
@@ -252,6 +281,7 @@ func (f *flow) inject() {
 	if what&pendingEnd != 0 {
 		f.finish()
 	}
+	return true
 }
 
 // sendClose writes a close frame of the gate's, made in p, the last that dst

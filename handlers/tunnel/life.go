@@ -144,10 +144,21 @@ func (f *flow) waiting() waiting {
 
 // tookPong reports whether a pong answers a ping of ours; then it goes no
 // further.
-func (s *Socket) tookPong(block, payload []byte, mask [4]byte) bool {
-	sent, ours := openPong(block, payload, mask, s.number)
-	if ours && s.observer != nil {
-		s.observer.Pong(s, s.now()-sent)
+func (f *flow) tookPong(payload []byte, mask [4]byte) bool {
+	// held is empty meanwhile, and a block on the stack would escape.
+	sent, ours := openPong(f.held[:], payload, mask, f.socket.number)
+	if ours {
+		f.pong, f.rtt = true, f.socket.now()-sent
 	}
 	return ours
+}
+
+// tellPong tells the observer of the pong that came last.
+//
+//go:noinline
+func (s *Socket) tellPong(f *flow) {
+	f.pong = false
+	if s.observer != nil {
+		s.observer.Pong(s, f.rtt)
+	}
 }

@@ -241,7 +241,7 @@ func TestSlowReaderTCP(t *testing.T) {
 			under := func(c net.Conn) *net.TCPConn { e := end{conn: c}; return e.inner().(*net.TCPConn) }
 			_ = under(gateClient).SetWriteBuffer(c.sendBuffer)
 			_ = under(client).SetReadBuffer(64 << 10)
-			policy := &Policy{PingInterval: 200 * time.Millisecond, PongTimeout: 200 * time.Millisecond}
+			policy := &Policy{PingInterval: 300 * time.Millisecond, PongTimeout: 300 * time.Millisecond}
 			u := connect(t, Accepted{Policy: policy, Client: gateClient, Backend: gateBackend}, client, backend)
 			sent := make(chan bool)
 			go func() {
@@ -253,7 +253,7 @@ func TestSlowReaderTCP(t *testing.T) {
 				}
 				close(sent)
 			}()
-			for start := time.Now(); time.Since(start) < 1600*time.Millisecond; {
+			for start := time.Now(); time.Since(start) < 2*time.Second; {
 				u.client.read(8000)
 				time.Sleep(5 * time.Millisecond)
 			}

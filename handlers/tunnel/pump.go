@@ -5,12 +5,21 @@ import (
 	"syscall"
 )
 
-// pump relays one direction until its source has nothing more to say. Its
-// frame stays small and its work is done in calls that are not inlined, so
-// that the stack of an idle socket's goroutine is the smallest there is.
+// pump relays one direction until its source has nothing more to say.
+//
+// Its goroutine is to keep the smallest stack there is, 2 KiB: one that grew
+// once does not shrink as far again. So frames on the way from here to the
+// kernel are small, and what needs more is done up here, when there is little
+// on the stack: taking memory for a buffer, telling the observer.
 func (s *Socket) pump(f *flow, early []byte) {
 	s.relayEarly(f, early)
 	for s.step(f) {
+		if f.starved {
+			f.feed()
+		}
+		if f.pong {
+			s.tellPong(f)
+		}
 	}
 	s.pumpEnded(f)
 }
@@ -20,7 +29,7 @@ func (s *Socket) pump(f *flow, early []byte) {
 //go:noinline
 func (s *Socket) relayEarly(f *flow, early []byte) {
 	for len(early) > 0 {
-		b := buffers.Get().(*buffer)
+		b := takeBuffer()
 		n := copy(b[headroom:], early)
 		early = early[n:]
 		s.relay(f, b, n)
@@ -47,7 +56,11 @@ func (s *Socket) step(f *flow) bool {
 // readable takes a buffer only when the descriptor has bytes; without any it
 // reports false, and the pump waits on without one.
 func (f *flow) readable(fd uintptr) bool {
-	b := buffers.Get().(*buffer)
+	b, ok := buffers.Get().(*buffer)
+	if !ok {
+		f.starved = true
+		return true
+	}
 	for {
 		n, err := syscall.Read(int(fd), b[headroom:])
 		switch {
@@ -66,6 +79,14 @@ func (f *flow) readable(fd uintptr) bool {
 		f.err = err
 		return true
 	}
+}
+
+// feed makes a buffer for the next step to find.
+//
+//go:noinline
+func (f *flow) feed() {
+	f.starved = false
+	buffers.Put(new(buffer))
 }
 
 // stepRest is step for a connection that keeps a small buffer of its own.
@@ -114,7 +135,7 @@ func (s *Socket) relayBytes(f *flow, p []byte, n int) {
 }
 
 // relayPiece passes on what of p may go on, and acts on what p says.
-func (s *Socket) relayPiece(f *flow, p []byte) chunk {
+func (s *Socket) relayPiece(f *flow, p []byte) *chunk {
 	bytes, messages := f.bytes.Load(), f.messages.Load()
 	c := f.scan(p)
 	if c.closed {

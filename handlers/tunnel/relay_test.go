@@ -40,7 +40,7 @@ func still(t testing.TB, reserved Reserved) (s *Socket, client, backend *sink) {
 
 // feed gives p to f as one read would.
 func feed(f *flow, p []byte) {
-	b := buffers.Get().(*buffer)
+	b := takeBuffer()
 	copy(b[headroom:], p)
 	f.socket.relay(f, b, len(p))
 }

@@ -30,6 +30,10 @@ type Policy struct {
 	PingInterval time.Duration // 0: no pings, and no clock of life
 	PongTimeout  time.Duration
 	IdleTimeout  time.Duration // without a data message either way; 0: none
+
+	// DrainOnRemoval says that the sockets end when nothing is configured any
+	// more under their tunnel's name.
+	DrainOnRemoval bool
 }
 
 // Identity is what logs, metrics and the admin API say of a socket.
@@ -38,6 +42,8 @@ type Identity struct {
 	Tunnel      string
 	User        string
 	Issuer      string
+	TokenID     string // jti, empty where the token has none
+	SessionID   string // sid, likewise
 	ClientIP    string
 	Upstream    string
 	Subprotocol string
@@ -124,9 +130,10 @@ type Socket struct {
 	lifetimeCause Cause
 	cutAt         time.Duration // never until the end begins
 	waiting       waiting
-	cause         Cause // its Reason is empty until the end begins
-	lost          Cause // what a failed write tells; the cause if nothing better follows
-	violation     error // the rule that was broken first, if that is the cause
+	queue         [][]byte // messages of the operator's that wait
+	cause         Cause    // its Reason is empty until the end begins
+	lost          Cause    // what a failed write tells; the cause if nothing better follows
+	violation     error    // the rule that was broken first, if that is the cause
 	release       func()
 	pumps         int
 }
@@ -160,8 +167,8 @@ func newSocket(a Accepted) *Socket {
 		release:       a.Release,
 		pumps:         2,
 	}
-	s.in = flow{socket: s, in: true, src: &s.client, dst: &s.backend, boundary: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
-	s.out = flow{socket: s, src: &s.backend, dst: &s.client, boundary: true, scanner: Scanner{Reserved: a.Reserved}}
+	s.in = flow{socket: s, in: true, src: &s.client, dst: &s.backend, boundary: true, between: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
+	s.out = flow{socket: s, src: &s.backend, dst: &s.client, boundary: true, between: true, scanner: Scanner{Reserved: a.Reserved}}
 	s.in.limiter = newLimiter(a.Limits)
 	s.in.onReadable = s.in.readable
 	s.out.onReadable = s.out.readable
@@ -194,6 +201,12 @@ func (s *Socket) Ending() bool { return s.ending.Load() }
 
 // Opened is when the tunnel began.
 func (s *Socket) Opened() time.Time { return s.opened }
+
+// DrainOnRemoval reports whether the socket ends with its route.
+func (s *Socket) DrainOnRemoval() bool { return s.policy.DrainOnRemoval }
+
+// Cut ends both connections at once, without a close frame.
+func (s *Socket) Cut() { s.cut() }
 
 // LastSeen is when the client was last known to live.
 func (s *Socket) LastSeen() time.Time {
