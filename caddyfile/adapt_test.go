@@ -69,7 +69,7 @@ func blames(t *testing.T, config, said string) {
 	}
 	for _, secret := range regexp.MustCompile(`(?m)(?:secret |user:|hunter2 )(\w+)`).FindAllStringSubmatch(config, -1) {
 		if strings.Contains(said, secret[1]) {
-			t.Errorf("repeats a secret (S-211): %s", said)
+			t.Errorf("repeats a secret (contract §2): %s", said)
 		}
 	}
 }

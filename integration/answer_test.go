@@ -275,8 +275,8 @@ func TestClientLeavesDuringHandshake(t *testing.T) {
 				return accept(u)
 			})
 			c.send([]byte(bearer(token).text(c.host)))
-			u := <-kept
-			u = b.next(t)
+			<-kept
+			u := b.next(t)
 			u.expectEndOrClose()
 			u.Close()
 		}

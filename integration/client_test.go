@@ -193,7 +193,7 @@ func (c *conn) rest() string {
 // isReset tells an end of the connection from a deadline of the test.
 func isReset(err error) bool {
 	var ne net.Error
-	return !errors.Is(err, os.ErrDeadlineExceeded) && !(errors.As(err, &ne) && ne.Timeout())
+	return !errors.Is(err, os.ErrDeadlineExceeded) && (!errors.As(err, &ne) || !ne.Timeout())
 }
 
 // read reads the next frame, which must come.

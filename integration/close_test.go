@@ -294,7 +294,7 @@ func TestClientLost(t *testing.T) {
 						u.SetWriteDeadline(time.Now().Add(patience))
 						for {
 							if _, err := u.Conn.Write(unmasked(0x82, make([]byte, 10_000))); err != nil {
-								if ne, ok := err.(net.Error); ok && ne.Timeout() {
+								if !isReset(err) {
 									t.Error("the backend can still send")
 								}
 								return
@@ -333,12 +333,16 @@ func TestClientLost(t *testing.T) {
 					t.Fatal(err)
 				}
 				u.expectBytes(sent)
+				// The end is passed on at once, and the other direction goes on
+				// until the rest is cut.
 				start := time.Now()
-				u.SetReadDeadline(time.Now().Add(patience))
-				if _, err := u.br.Peek(1); err == nil {
-					// A close frame for the backend is as good as a FIN.
-					u.expectClose(1001)
+				u.expectEnd()
+				if d := time.Since(start); d > 4*time.Second {
+					t.Errorf("the end was passed on after %v", d)
 				}
+				reply := unmasked(0x82, random(50_000))
+				u.send(reply)
+				c.expectBytes(reply)
 				c.rest()
 				if d := time.Since(start); d > 12*time.Second {
 					t.Errorf("cut after %v, want 5 s", d)
@@ -462,7 +466,7 @@ func TestExpiry(t *testing.T) {
 				u.SetWriteDeadline(time.Now().Add(patience))
 				for {
 					if _, err := u.Conn.Write(unmasked(0x82, make([]byte, 1<<16))); err != nil {
-						if ne, ok := err.(net.Error); ok && ne.Timeout() {
+						if !isReset(err) {
 							t.Error("the socket outlived its token")
 						}
 						break

@@ -102,6 +102,15 @@ func TestIdentityHeaders(t *testing.T) {
 			}
 		}
 	})
+	t.Run("what Connection names is for the gate alone", func(t *testing.T) {
+		u := seen(t, g, b, bearer(token, "X-Hop: 1", "X-Stays: 2", "Keep-Alive: timeout=5", "Te: trailers").instead("Connection", "Connection: Upgrade, x-hop"))
+		if got := values(u, "X-Hop"); len(got) != 0 {
+			t.Errorf("the backend saw %q", got)
+		}
+		if got := values(u, "X-Stays"); len(got) != 1 {
+			t.Errorf("the backend saw %q", got)
+		}
+	})
 	t.Run("S-108 control characters in claims", func(t *testing.T) {
 		for _, sub := range []string{"a\r\nX-Admin: 1", "a\nb", "a\rb", "a\x00b", "a\x0bb", "a\x7fb", "a\tb", " a", "a ", "\ta"} {
 			b.untouched(t, func() {

@@ -64,21 +64,6 @@ func raiseFileLimit() {
 	}
 }
 
-// program finds a program that a test needs. Missing is said loudly, and under
-// CI it fails: .ci/run installs all of them.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed: .ci/run must install it", name)
-	}
-	t.Skipf("NOT TESTED: %s is not installed (apt-get install %s)", name, name) // not under CI, see above
-	return ""
-}
-
 // eventually polls until ok, and fails with what was waited for.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"net"
 	"testing"
 	"time"
 )
@@ -128,7 +127,7 @@ func TestPingTimeout(t *testing.T) {
 				piece := unmasked(0x82, make([]byte, 1<<16))
 				for {
 					if _, err := u.Conn.Write(piece); err != nil {
-						if ne, ok := err.(net.Error); ok && ne.Timeout() {
+						if !isReset(err) {
 							t.Error("the socket of a client that is gone was kept")
 						}
 						return time.Since(opened)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -158,6 +159,25 @@ func (sel selection) sockets() (found []*tunnel.Socket) {
 	return found
 }
 
+// page is the first n of the selection behind after, ordered by id. No more
+// than twice as many are sorted at once, however many there are.
+func (sel selection) page(after string, n int) (first []*tunnel.Socket) {
+	trim := func() {
+		slices.SortFunc(first, func(a, b *tunnel.Socket) int { return strings.Compare(a.ID, b.ID) })
+		first = first[:min(n, len(first))]
+	}
+	for s := range live.All() {
+		if s.ID <= after || !sel.matches(s) || s.Ending() {
+			continue
+		}
+		if first = append(first, s); len(first) == 2*n {
+			trim()
+		}
+	}
+	trim()
+	return first
+}
+
 func listConnections(w http.ResponseWriter, r *http.Request) error {
 	query, err := parameters(r, "user", "issuer", "tunnel", "limit", "after")
 	if err != nil {
@@ -169,9 +189,7 @@ func listConnections(w http.ResponseWriter, r *http.Request) error {
 			return adminError(http.StatusBadRequest, fmt.Errorf("limit: %q is not a number from 1 to %d", text, listMost))
 		}
 	}
-	sockets := selection{query["user"], query["issuer"], query["tunnel"]}.sockets()
-	sockets = slices.DeleteFunc(sockets, func(s *tunnel.Socket) bool { return s.ID <= query["after"] })
-	slices.SortFunc(sockets, func(a, b *tunnel.Socket) int { return strings.Compare(a.ID, b.ID) })
+	sockets := selection{query["user"], query["issuer"], query["tunnel"]}.page(query["after"], limit+1)
 	answer := struct {
 		Connections []connection `json:"connections"`
 		Next        string       `json:"next,omitempty"`
@@ -287,7 +305,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, value any) error {
 	if err := decoder.Decode(value); err != nil {
 		return adminError(http.StatusBadRequest, fmt.Errorf("reading the body: %w", err))
 	}
-	if decoder.More() {
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return adminError(http.StatusBadRequest, errors.New("the body has more than one value"))
 	}
 	return nil

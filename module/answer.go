@@ -29,6 +29,7 @@ const (
 	reasonClaims        = "claims"
 	reasonRate          = "rate"
 	reasonCap           = "cap"
+	reasonStore         = "store"
 	reasonDraining      = "draining"
 	reasonUnsupported   = "unsupported"
 	reasonBackend       = "backend"
@@ -74,6 +75,8 @@ func (g *Gate) answerTo(err error) answer {
 			status: http.StatusBadRequest, reason: reasonBadRequest, detail: auth.Detail(err),
 			header: http.Header{hintHeader: {"offer one more subprotocol beside the token: a browser fails without an answer"}},
 		}
+	case errors.Is(err, errStore):
+		return answer{status: http.StatusServiceUnavailable, reason: reasonStore, detail: err.Error(), header: http.Header{"Retry-After": {retryAfter}}}
 	case errors.Is(err, errDraining):
 		return drainingAnswer()
 	case errors.Is(err, errRevoked):

@@ -125,7 +125,7 @@ func TestInvalidTokensAnswerAlike(t *testing.T) {
 		seen[entry.ContextMap()["detail"]] = true
 		for cause, token := range tokens {
 			if text := fmt.Sprint(entry.Message, entry.ContextMap()); cause != "malformed" && strings.Contains(text, strings.Split(token, ".")[1]) {
-				t.Errorf("the log repeats the token that is %s: %s", cause, text) // S-117
+				t.Errorf("the log repeats the token that is %s: %s", cause, text) // S-116
 			}
 		}
 	}

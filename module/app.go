@@ -1,8 +1,10 @@
 package module
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +37,9 @@ type App struct {
 	gates   []*Gate
 	sources []*auth.Source
 	logger  *zap.Logger
+
+	drained  sync.Once
+	previous *App // of the config before, while that may have to go on
 }
 
 // CaddyModule returns the Caddy module information.
@@ -57,11 +62,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return errors.New("drain: a time is negative")
 	}
 	metrics.register(ctx.GetMetricsRegistry())
-	events, err := ctx.App("events")
+	iface, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("loading app events: %w", err)
 	}
-	a.emitter = &emitter{ctx: ctx, app: events.(*caddyevents.App)}
+	a.emitter = &emitter{ctx: ctx, app: iface.(*caddyevents.App)}
+	if err := a.emitter.app.On("stopping", stopping{a}); err != nil {
+		return fmt.Errorf("subscribing to the stop of Caddy: %w", err)
+	}
 	// The logger of the gates, which sockets use when their config is gone.
 	a.logger = ctx.Logger(new(Gate))
 	return nil
@@ -69,32 +77,70 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // Start begins to fetch keys.
 func (a *App) Start() error {
-	running.Store(a)
-	log.Store(a.logger)
-	emitting.Store(a.emitter)
+	a.previous = running.Load()
+	a.run()
 	a.warnOfTokensInLogs()
 	for _, source := range a.sources {
-		source.SetLogger(a.logger)
 		source.Start()
 	}
 	for _, gate := range a.gates {
 		gate.adopt()
 	}
-	drainRemoved(a.gates, a.spread)
 	return nil
+}
+
+// run makes a the App of the config that runs.
+func (a *App) run() {
+	running.Store(a)
+	log.Store(a.logger)
+	emitting.Store(a.emitter)
+	for _, source := range a.sources {
+		source.SetLogger(a.logger)
+	}
 }
 
 // Stop drains when the process stops. On a reload another App has started
 // before; what is shared ends when its last user is cleaned up.
 func (a *App) Stop() error {
-	emitting.CompareAndSwap(a.emitter, nil)
-	if !running.CompareAndSwap(a, nil) {
-		return nil
-	}
-	if caddy.Exiting() {
-		a.drainAll()
-	} else {
+	switch current := running.Load(); {
+	case current != a:
+		// A reload. Only now it is certain that the new config runs, since
+		// all of its apps have started.
+		if current != nil {
+			current.previous = nil
+			drainRemoved(current.gates, current.spread)
+		}
+	case a.previous != nil:
+		// Another app of this config did not start: the one before goes on.
+		a.previous.run()
+		a.previous = nil
+	case caddy.Exiting():
+		a.drain()
+		a.leave()
+	default:
 		drainRemoved(nil, a.spread)
+		a.leave()
+	}
+	return nil
+}
+
+// leave ends a, with no other to follow. Sockets that go on log where Caddy
+// does.
+func (a *App) leave() {
+	running.Store(nil)
+	emitting.Store(nil)
+	log.Store(caddy.Log().Named(string(new(Gate).CaddyModule().ID)))
+}
+
+// stopping hears that Caddy stops a config, before it stops any app. The
+// order in which it stops these is by chance, and that of HTTP can wait long
+// for requests: sockets drain before it, and handshakes are still answered.
+type stopping struct{ app *App }
+
+// Handle implements caddyevents.Handler.
+func (s stopping) Handle(context.Context, caddy.Event) error {
+	if caddy.Exiting() && running.Load() == s.app {
+		s.app.drain()
 	}
 	return nil
 }
@@ -104,6 +150,7 @@ var running atomic.Pointer[App]
 
 // Interface guards.
 var (
-	_ caddy.App         = (*App)(nil)
-	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.App           = (*App)(nil)
+	_ caddy.Provisioner   = (*App)(nil)
+	_ caddyevents.Handler = stopping{}
 )

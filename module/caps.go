@@ -2,6 +2,7 @@ package module
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,6 +37,9 @@ var places = struct {
 	ids map[string]*place
 }{ids: make(map[string]*place)}
 
+// errStore refuses a handshake that can't be counted.
+var errStore = errors.New("asking the store")
+
 // takeSlots takes a place under every cap, before anything is dialled, and
 // ends those that had to make room.
 func (g *Gate) takeSlots(v *visit) error {
@@ -59,7 +63,7 @@ func (g *Gate) takeSlots(v *visit) error {
 	v.place = p
 	verdict, err := caps.Acquire(ctx, v.id, slots)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errStore, err)
 	}
 	if !verdict.Admitted() {
 		m := g.MaxConnections[verdict.Full]
@@ -124,12 +128,9 @@ func (p *place) hand() bool {
 	return !p.evicted
 }
 
-// release is what the socket calls that has the place; nil without one.
-func (p *place) release() func() {
-	if p == nil {
-		return nil
-	}
-	id := p.id
+// releaseSlots is what a socket calls when its places are free: also one that
+// came without any, since a later config may count it, see adopt.
+func releaseSlots(id string) func() {
 	return func() { caps.Release(id) }
 }
 

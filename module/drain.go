@@ -59,7 +59,9 @@ func drainingAnswer() answer {
 	}
 }
 
-// drainAll ends every socket of the process, and returns when all are gone.
+// drain ends every socket of the process, once, and returns when all are gone.
+func (a *App) drain() { a.drained.Do(a.drainAll) }
+
 func (a *App) drainAll() {
 	draining.Store(true)
 	sockets := slices.Collect(live.All())
@@ -74,7 +76,16 @@ func (a *App) drainAll() {
 	for s := range live.All() {
 		s.Cut()
 	}
+	// Those that were cut still have their line in the log, and their event.
+	for end := time.Now().Add(lastWords); live.Len() > 0 && time.Now().Before(end); {
+		time.Sleep(drainStep)
+	}
+	events.flush(lastWords)
 }
+
+// lastWords is how long the stop of the process waits for what is written
+// about the end of sockets.
+const lastWords = 500 * time.Millisecond
 
 // drainStep is how finely the drain looks whether it is done.
 const drainStep = 20 * time.Millisecond

@@ -3,6 +3,7 @@ package module
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -26,25 +27,73 @@ type emitter struct {
 	app *caddyevents.App
 }
 
+// emitting is the emitter of the config that runs; nil without one.
+var emitting atomic.Pointer[emitter]
+
 // event is one on its way.
 type event struct {
-	to   *emitter
 	name string
 	data map[string]any
 }
 
-var (
-	emitting   atomic.Pointer[emitter] // of the config that runs; nil without one
-	eventQueue = make(chan event, maxEvents)
-	runEvents  = sync.OnceFunc(func() { go emitEvents() })
-)
+// eventQueue holds the events that wait. A goroutine delivers them, one after
+// the other, as long as there are any.
+type eventQueue struct {
+	mu         sync.Mutex
+	waiting    []event
+	delivering bool
+}
 
-// emitEvents hands events to their subscribers, one after the other, for as
-// long as the process lives.
-func emitEvents() {
-	for e := range eventQueue {
-		e.to.app.Emit(e.to.ctx, e.name, e.data)
+// events are those of this process.
+var events eventQueue
+
+// put appends an event, unless too many wait already.
+func (q *eventQueue) put(e event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting) >= maxEvents {
+		return
 	}
+	q.waiting = append(q.waiting, e)
+	if !q.delivering {
+		q.delivering = true
+		go q.deliver()
+	}
+}
+
+// deliver hands events to the subscribers of the config that runs by then: the
+// one that ran when they were put may be gone.
+func (q *eventQueue) deliver() {
+	for e, ok := q.next(); ok; e, ok = q.next() {
+		if to := emitting.Load(); to != nil {
+			to.app.Emit(to.ctx, e.name, e.data)
+		}
+	}
+}
+
+func (q *eventQueue) next() (event, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting) == 0 {
+		q.delivering, q.waiting = false, nil
+		return event{}, false
+	}
+	e := q.waiting[0]
+	q.waiting = q.waiting[1:]
+	return e, true
+}
+
+// flush waits until all are delivered, but not longer than this.
+func (q *eventQueue) flush(most time.Duration) {
+	for end := time.Now().Add(most); q.busy() && time.Now().Before(end); {
+		time.Sleep(drainStep)
+	}
+}
+
+func (q *eventQueue) busy() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.delivering
 }
 
 // emit sends an event on its way, if anybody listens. The data is made only
@@ -54,9 +103,5 @@ func emit(name string, data func() map[string]any) {
 	if to == nil || !to.app.ShouldEmit(name) {
 		return
 	}
-	runEvents()
-	select {
-	case eventQueue <- event{to, name, data()}:
-	default:
-	}
+	events.put(event{name, data()})
 }

@@ -20,7 +20,7 @@ const (
 	opaque = "s3cr3t-0paque"
 )
 
-// S-114: every way in which a token stands in a URI or an offer.
+// S-116: every way in which a token stands in a URI or an offer.
 func TestRedact(t *testing.T) {
 	encoded := base64.RawURLEncoding.EncodeToString([]byte(sampleToken))
 	f := &TokenFilter{Parameters: []string{"ticket", "base64url.custom."}}

@@ -130,7 +130,7 @@ func TestCleanup(t *testing.T) {
 		t.Errorf("%d sources and %d tables are held, want %d and %d", s, n, before+1, beforeTables+2)
 	}
 	endSecond()
-	if err := second.Cleanup(); err != nil { // S-206: once more does no harm
+	if err := second.Cleanup(); err != nil { // once more does no harm
 		t.Error(err)
 	}
 	if s, n := references(sources), references(tables); s != before || n != beforeTables {

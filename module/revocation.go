@@ -3,6 +3,7 @@ package module
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -15,6 +16,9 @@ import (
 // maxRevocations bounds how many revocations are kept. Those with an end
 // vanish by themselves.
 const maxRevocations = 100_000
+
+// maxRevocation bounds one of them: no token is longer.
+const maxRevocation = 8 << 10
 
 // revocation is what tokens are refused by: one of ID, User and SessionID,
 // and the issuer unless those of every issuer are meant.
@@ -38,6 +42,9 @@ func (r revocation) check(now time.Time) error {
 		if name != "" {
 			named++
 		}
+	}
+	if len(r.ID)+len(r.User)+len(r.SessionID)+len(r.Issuer) > maxRevocation {
+		return fmt.Errorf("is longer than any token: at most %d bytes", maxRevocation)
 	}
 	if named != 1 {
 		return errors.New("needs one of jti, user and sid")

@@ -167,7 +167,7 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 	messages, releaseMessages := g.MessageRate.pace("message_rate", g.TunnelName, user)
 	bytes, releaseBytes := g.ByteRate.pace("byte_rate", g.TunnelName, user)
 	a.Limits = tunnel.Limits{MaxMessage: g.MaxMessageSize, Messages: messages, Bytes: bytes}
-	a.Release = releaseAll(v.place.release(), releaseMessages, releaseBytes)
+	a.Release = releaseAll(releaseSlots(v.id), releaseMessages, releaseBytes)
 	s := tunnel.Start(a)
 	// What was decided after the last look, and before there was a socket to
 	// find.
@@ -182,11 +182,11 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 	}
 }
 
-// releaseAll calls every one that is there; nil if none is.
+// releaseAll calls every one that is there.
 func releaseAll(all ...func()) func() {
 	all = slices.DeleteFunc(all, func(release func()) bool { return release == nil })
-	if len(all) == 0 {
-		return nil
+	if len(all) == 1 {
+		return all[0]
 	}
 	return func() {
 		for _, release := range all {

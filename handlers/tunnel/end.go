@@ -52,6 +52,9 @@ type end struct {
 }
 
 func newEnd(conn net.Conn) end {
+	if !readsDescriptors {
+		return end{conn: conn, rest: make([]byte, headroom+restSize)}
+	}
 	// Types that embed these may read and write in ways of their own, so only
 	// the very types count.
 	switch c := conn.(type) {
@@ -134,11 +137,11 @@ func (e *end) backlog() (int, bool) {
 	return backlog(raw)
 }
 
-// hungUp reports whether the peer is known to send nothing more, though it
-// was not read to the end.
-func (e *end) hungUp() bool {
+// broken reports whether the connection is known to be at its end both ways:
+// after a reset, above all.
+func (e *end) broken() bool {
 	raw := e.descriptor()
-	return raw != nil && hungUp(raw)
+	return raw != nil && broken(raw)
 }
 
 // descriptor gives access to the connection in the kernel, nil without one.

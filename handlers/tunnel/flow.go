@@ -237,11 +237,15 @@ func (f *flow) want(what uint32) {
 // flush puts in what waits, if dst stands at a boundary and nobody writes.
 // Whoever writes looks for what waits when done, so nothing is left behind.
 func (f *flow) flush() {
-	for f.pending.Load() != 0 && f.mu.TryLock() {
+	for {
+		waits := f.pending.Load()
+		if waits == 0 || !f.mu.TryLock() {
+			return
+		}
 		did := f.inject()
 		f.mu.Unlock()
-		if !did {
-			return
+		if !did && f.pending.Load() == waits {
+			return // nothing fits here, and nothing came that would
 		}
 		if f.socket.ending.Load() {
 			f.socket.settle()

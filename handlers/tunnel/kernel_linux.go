@@ -16,11 +16,11 @@ func backlog(raw syscall.RawConn) (n int, ok bool) {
 	return n, ok && err == nil
 }
 
-// hungUp asks whether the peer's end of the stream is here, or a reset, even
-// behind bytes that were not read yet, poll(2).
-func hungUp(raw syscall.RawConn) (gone bool) {
+// broken asks whether the connection is at its end both ways, poll(2): POLLHUP,
+// or an error waits.
+func broken(raw syscall.RawConn) (gone bool) {
 	_ = raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		fds := []unix.PollFd{{Fd: int32(fd)}}
 		n, err := unix.Poll(fds, 0)
 		gone = err == nil && n > 0
 	})

@@ -8,5 +8,5 @@ import "syscall"
 // seen.
 func backlog(syscall.RawConn) (int, bool) { return 0, false }
 
-// hungUp is not known here.
-func hungUp(syscall.RawConn) bool { return false }
+// broken is not known here.
+func broken(syscall.RawConn) bool { return false }

@@ -105,13 +105,13 @@ func (s *Socket) look(now time.Duration) (cause *Cause, ping bool, next time.Dur
 // to look again.
 //
 // While a write to the backend is in progress the gate does not read the
-// client: it can't show life, and the clock stands still; unless it has left
-// meanwhile, or its slots would be kept by a backend that hangs. While a ping can't
-// get through because data stands before it, the client can't answer: then
-// its taking of data is life.
+// client: it can't show life, and the clock stands still. (A client that has
+// left meanwhile refuses the next pings, and that write fails.) While a ping
+// can't get through because data stands before it, the client can't answer:
+// then its taking of data is life.
 func (s *Socket) watch(now time.Duration) (again time.Duration) {
 	again = never
-	if s.in.writing.Load() && !s.client.hungUp() {
+	if s.in.writing.Load() {
 		s.life.Store(int64(now))
 		again = now + s.policy.apart()
 	}
@@ -126,9 +126,10 @@ func (s *Socket) watch(now time.Duration) (again time.Duration) {
 	return again
 }
 
-// waiting looks at what dst has still to take. A ping waits for a frame to end, or
-// behind data: in the pump or, where the system tells, in the send queue. One
-// that stands there alone does not count: the taking of a ping is no life.
+// waiting looks at what dst has still to take. A ping waits for a frame to
+// end, or behind data: in the pump or, where the system tells, in the send
+// queue. One that stands there alone does not count: the taking of a ping is
+// no life.
 func (f *flow) waiting() waiting {
 	pinged := f.pinged.Load()
 	w := waiting{

@@ -42,11 +42,14 @@ func (s *Socket) Send(frame []byte) bool {
 	room := s.cause.Reason == "" && s.pumps > 0 && len(s.queue) < maxQueued
 	if room {
 		s.queue = append(s.queue, frame)
+		// Known before the lock is free: it goes before a close frame that is
+		// asked for next.
+		s.out.pending.Or(pendingMessage)
 	}
 	s.mu.Unlock()
 	if room {
 		// By itself: a client that does not read must not hold up the caller.
-		go s.out.want(pendingMessage)
+		go s.out.flush()
 	}
 	return room
 }

@@ -62,7 +62,7 @@ func (f *flow) readable(fd uintptr) bool {
 		return true
 	}
 	for {
-		n, err := syscall.Read(int(fd), b[headroom:])
+		n, err := readDescriptor(fd, b[headroom:])
 		switch {
 		case n > 0:
 			f.buf, f.n = b, n

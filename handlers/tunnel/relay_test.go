@@ -7,6 +7,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // sink is a connection that keeps what is written to it.
@@ -14,9 +16,14 @@ type sink struct {
 	net.Conn
 	written []byte
 	closed  bool
+	during  func() // called once, while a write is under way
 }
 
 func (c *sink) Write(p []byte) (int, error) {
+	if during := c.during; during != nil {
+		c.during = nil
+		during()
+	}
 	c.written = append(c.written, p...)
 	return len(p), nil
 }
@@ -141,6 +148,8 @@ func FuzzRelay(f *testing.F) {
 	f.Add(long, bytes.Repeat([]byte{255, 1, 2}, 200), uint8(7), uint8(1))
 	f.Add(long, bytes.Repeat([]byte{200, 100}, 50), uint8(0), uint8(30))
 	f.Add(long, bytes.Repeat([]byte{0, 0, 255}, 300), uint8(1), uint8(90))
+	f.Add(long, bytes.Repeat([]byte{255, 1, 2}, 200), uint8(11), uint8(0))
+	f.Add(long, bytes.Repeat([]byte{255, 255}, 200), uint8(15), uint8(0))
 	f.Add([]byte{11, 0, 11, 0, 13, 1, 2, 14, 0}, []byte{0}, uint8(3), uint8(9))
 	f.Fuzz(func(t *testing.T, program, chunks []byte, flags, cut uint8) {
 		in, deflate, closes := flags&1 != 0, flags&2 != 0, flags&4 != 0
@@ -152,6 +161,13 @@ func FuzzRelay(f *testing.F) {
 		flow, out := &s.out, client
 		if in {
 			flow, out = &s.in, backend
+		}
+		if in && flags&8 != 0 { // limits that never hold, but cut reads into pieces
+			s.in.limiter = newLimiter(Limits{
+				MaxMessage: 1 << 40,
+				Messages:   &Pace{Bucket: rate.NewLimiter(rate.Inf, 1)},
+				Bytes:      &Pace{Bucket: rate.NewLimiter(rate.Inf, 600)},
+			})
 		}
 		tape := tape{program}
 		pong := func() []byte {
@@ -204,7 +220,7 @@ func FuzzRelay(f *testing.F) {
 			}
 			n := reader.upTo(256)
 			if n > 250 {
-				n = bufferSize
+				n = bufferSize - 1
 			}
 			n = min(n+1, len(sent))
 			feed(flow, sent[:n])
@@ -295,6 +311,98 @@ func TestPingAtEveryBoundary(t *testing.T) {
 		}
 		if rest := append(got[:boundary:boundary], got[boundary+2+pingSize:]...); !bytes.Equal(rest, stream) {
 			t.Fatalf("at %d: the stream has changed", at)
+		}
+	}
+}
+
+// A message of the operator's stands between two messages, never between the
+// fragments of one, and loses nothing of what is around it.
+func TestMessageAtEveryPlace(t *testing.T) {
+	frames := [][]byte{
+		frame(0x81, []byte("whole"), false), frame(0x01, []byte("first"), false), frame(0x89, nil, false),
+		frame(0x00, nil, false), frame(0x80, []byte("last"), false), frame(0x82, nil, false),
+	}
+	between := []int{0, len(frames[0]), len(bytes.Join(frames[:5], nil)), len(bytes.Join(frames, nil))}
+	stream, message := bytes.Join(frames, nil), TextMessage("from the operator")
+	for at := range len(stream) + 1 {
+		s, client, _ := still(t, Reserved{})
+		feed(&s.out, stream[:at])
+		s.mu.Lock()
+		s.queue = append(s.queue, message)
+		s.mu.Unlock()
+		s.out.want(pendingMessage)
+		s.out.want(pendingPing)
+		feed(&s.out, stream[at:])
+		place := between[0]
+		for _, b := range between[1:] {
+			if at >= place+2 { // with less of a header nothing has gone on
+				place = b
+			}
+		}
+		var got, rest []byte
+		list, size, broken := reference{}.parse(client.written)
+		for _, w := range list {
+			switch {
+			case w.ours(s):
+			case bytes.Equal(w.raw, message):
+				got = append(got, message...)
+				if len(rest) != place {
+					t.Errorf("at %d: the message is at %d, not at %d", at, len(rest), place)
+				}
+			default:
+				rest = append(rest, w.raw...)
+			}
+		}
+		if broken || size != len(client.written) || !bytes.Equal(rest, stream) || !bytes.Equal(got, message) {
+			t.Fatalf("at %d: got %x", at, client.written)
+		}
+	}
+}
+
+// What is wanted while somebody else writes is put in by who writes.
+func TestWantedDuringAWrite(t *testing.T) {
+	s, client, _ := still(t, Reserved{})
+	f := frame(0x82, []byte("data"), false)
+	client.during = func() {
+		s.out.want(pendingPing)
+		if len(client.written) > 0 {
+			t.Error("written within a write")
+		}
+	}
+	feed(&s.out, f)
+	frames, _, _ := reference{}.parse(client.written)
+	if len(frames) != 2 || !bytes.Equal(frames[0].raw, f) || !frames[1].ours(s) {
+		t.Errorf("got %x", client.written)
+	}
+}
+
+// A ping that waits for a boundary is given up when a close frame comes first,
+// from either side. (S-170)
+func TestWaitingPingAndCloseFrame(t *testing.T) {
+	f, last := frame(0x82, []byte("data"), false), closeFrame(1000, "", false)
+	s, client, _ := still(t, Reserved{})
+	feed(&s.out, f[:3])
+	s.out.want(pendingPing)
+	feed(&s.in, closeFrame(1000, "", true))
+	feed(&s.out, f[3:])
+	feed(&s.out, last)
+	if want := append(bytes.Clone(f), last...); !bytes.Equal(client.written, want) || !client.closed {
+		t.Errorf("got %x, closed: %v", client.written, client.closed)
+	}
+}
+
+// A close frame of the gate's that was about to go still does when the source
+// ends first, in place of a header that was cut off.
+func TestWaitingCloseFrameAndTheEnd(t *testing.T) {
+	for _, held := range [][]byte{nil, {0x82}} {
+		s, _, backend := still(t, Reserved{})
+		feed(&s.in, held)
+		s.begin(causeIdle, closeGrace)
+		s.in.pending.Or(pendingClose)
+		s.in.end(0, "")
+		frames, size, broken := reference{masked: true}.parse(backend.written)
+		if len(frames) != 1 || broken || size != len(backend.written) || frames[0].code() != CodeGoingAway || !backend.closed {
+			t.Errorf("got %x, closed: %v", backend.written, backend.closed)
 		}
 	}
 }

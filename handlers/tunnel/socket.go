@@ -351,7 +351,9 @@ func (s *Socket) pumpEnded(f *flow) {
 		}
 		f.end(code, causeBackendLost.Text)
 	}
-	if reset || !f.in {
+	// A reset that came just before the tunnel began reads as a plain end:
+	// the server had taken its error.
+	if reset || !f.in || f.src.broken() {
 		s.freeSlots()
 	}
 	s.mu.Lock()

@@ -455,6 +455,23 @@ func TestBackendVanishes(t *testing.T) {
 	}
 }
 
+// The answer to a close frame of the gate's goes no further, also to a backend
+// that can still be written to.
+func TestBackendEndsByHalf(t *testing.T) {
+	everyKind(t, func(t *testing.T, start func(Accepted) *tunnel) {
+		u := start(Accepted{})
+		u.backend.closeWrite()
+		u.client.expectClose(CodeBackendLost, "backend lost")
+		f := u.client.frame(0x82, "on its way")
+		u.client.send(f, closeFrame(CodeBackendLost, "", true))
+		u.backend.expect(f)
+		u.client.expectEnd()
+		u.client.conn.Close()
+		u.backend.expectEnd()
+		u.endsBy(ByBackend, "backend_lost", CodeBackendLost)
+	})
+}
+
 // A backend that does not answer a close frame, but only goes, is passed on
 // as what it is.
 func TestBackendEndsWithoutAnswer(t *testing.T) {
@@ -574,6 +591,9 @@ func TestViolations(t *testing.T) {
 			}
 			u.client.send(closeFrame(1002, "", true))
 			u.client.expectEnd()
+			if d := u.now(); d > time.Second {
+				t.Errorf("after %v", d)
+			}
 			u.client.conn.Close()
 			u.backend.expectEnd()
 			u.backend.conn.Close()

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -32,6 +33,7 @@ type options struct {
 	sockets   int           // idle sockets for the memory figures
 	rounds    int           // turns of every proxy
 	duration  time.Duration // of one measurement
+	settle    time.Duration // how long memory stays as it is before it counts
 	echoers   int           // sockets that echo small messages
 	streams   int           // sockets that echo large ones
 	sameToken bool          // one token for all handshakes
@@ -49,6 +51,7 @@ func main() {
 	flag.IntVar(&o.sockets, "sockets", 5000, "idle sockets to measure memory with")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of the CPU measurements")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "length of each CPU measurement")
+	flag.DurationVar(&o.settle, "settle", 3*time.Second, "how long memory must stay the same before it is read")
 	flag.IntVar(&o.echoers, "echoers", 64, "sockets that echo 128-byte messages, one at a time each")
 	flag.IntVar(&o.streams, "streams", 8, "sockets that echo 16 KiB messages without a pause")
 	flag.BoolVar(&o.sameToken, "same-token", false, "use one token for all handshakes, in place of a new one for each")
@@ -59,14 +62,15 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := run(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, o options) error {
+// run measures all that are installed and writes the table.
+func run(ctx context.Context, o options, out io.Writer) error {
 	if err := raiseFileLimit(uint64(o.files())); err != nil {
 		return err
 	}
@@ -135,10 +139,10 @@ func run(ctx context.Context, o options) error {
 			}
 		}
 	}
-	fmt.Printf("%s, %d cores, %s; %d idle sockets, %d rounds of %v, %s\n\n",
+	fmt.Fprintf(out, "%s, %d cores, %s; %d idle sockets, %d rounds of %v, %s\n\n",
 		time.Now().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), o.sockets, o.rounds, o.duration,
 		map[bool]string{false: "a new token for each handshake", true: "the same token for all handshakes"}[o.sameToken])
-	table(os.Stdout, proxies)
+	table(out, proxies)
 	return nil
 }
 

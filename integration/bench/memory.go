@@ -30,7 +30,7 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 	if err != nil {
 		return err
 	}
-	before, err := p.settledRSS(ctx)
+	before, err := p.settledRSS(ctx, o.settle)
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 	for _, s := range sockets {
 		readers.Go(func() { _, _ = s.next() }) // answers pings; ends when it is dropped
 	}
-	rss, err := p.settledRSS(ctx)
+	rss, err := p.settledRSS(ctx, o.settle)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 			return err
 		}
 		p.memory.live = each(live - liveBefore)
-		if rss, err = p.settledRSS(ctx); err != nil {
+		if rss, err = p.settledRSS(ctx, o.settle); err != nil {
 			return err
 		}
 		p.memory.after = each(rss - before)
@@ -65,25 +65,28 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 	return nil
 }
 
-// settledRSS waits until the resident set stays where it is.
-func (p *proxy) settledRSS(ctx context.Context) (int, error) {
+// settledRSS waits until the resident set has stayed where it is for a while,
+// give or take half a percent; three times as long at most.
+func (p *proxy) settledRSS(ctx context.Context, settle time.Duration) (int, error) {
+	const looks = 6
 	last, still := 0, 0
-	for range 20 {
+	for range 3 * looks {
 		now, err := family(p.pid())
 		if err != nil {
 			return 0, err
 		}
-		if diff := now.rss - last; diff < last/200+1<<16 && diff > -last/200-1<<16 {
+		moved := now.rss - last
+		if max(moved, -moved) < last/200+64<<10 {
 			still++
 		} else {
 			still = 0
 		}
 		last = now.rss
-		if still >= 6 {
+		if still >= looks {
 			break
 		}
 		select {
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(settle / looks):
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

@@ -19,14 +19,11 @@ func table(w io.Writer, proxies []*proxy) {
 	row(slices.Repeat([]string{"---"}, len(columns)))
 	for _, p := range proxies {
 		cells := []string{p.name}
-		for _, m := range []struct{ own, base float64 }{
-			{p.memory.rss, base.memory.rss}, {p.memory.after, base.memory.after}, {p.memory.live, base.memory.live},
-		} {
-			if m.own == 0 {
-				cells = append(cells, "–")
-				continue
-			}
-			cells = append(cells, figure(m.own, m.own/m.base))
+		cells = append(cells, figure(p.memory.rss, p.memory.rss/base.memory.rss))
+		if p.admin == "" { // no garbage collector, or none that can be asked
+			cells = append(cells, "–", "–")
+		} else {
+			cells = append(cells, figure(p.memory.after, p.memory.after/base.memory.after), figure(p.memory.live, p.memory.live/base.memory.live))
 		}
 		for _, l := range loads {
 			var ratios []float64
