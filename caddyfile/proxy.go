@@ -112,15 +112,7 @@ func tunnelled(proxy *reverseproxy.Handler) error {
 	}
 	transport["protocol"] = "ws_tunnel"
 	proxy.TransportRaw = caddyconfig.JSON(transport, nil)
-	if err := leastConn(proxy); err != nil {
-		return err
-	}
-	if proxy.StreamBufferSize == 0 {
-		// reverse_proxy would make two buffers of 32 KiB for a copy that has
-		// nothing to copy.
-		proxy.StreamBufferSize = 1
-	}
-	return nil
+	return leastConn(proxy)
 }
 
 // leastConn makes `lb_policy least_conn` mean the one that counts sockets.

@@ -156,18 +156,6 @@ func isClosed(t testing.TB, conn net.Conn) {
 	}
 }
 
-// isOpen finds out whether bytes still get from a to b.
-func isOpen(t testing.TB, a, b net.Conn) {
-	t.Helper()
-	if _, err := a.Write([]byte{1}); err != nil {
-		t.Fatal(err)
-	}
-	_ = b.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := b.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func isTimeout(err error) bool {
 	timeout, ok := err.(net.Error) //nolint:errorlint // straight from Read
 	return ok && timeout.Timeout()

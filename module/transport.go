@@ -1,14 +1,13 @@
 package module
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -66,16 +65,29 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if tls := t.handshakes.TLSClientConfig; tls != nil {
 		tls.NextProtos = []string{"http/1.1"}
 	}
+	if t.handshakes.ReadBufferSize == 0 {
+		t.handshakes.ReadBufferSize = handshakeReadBuffer
+	}
+	if t.handshakes.WriteBufferSize == 0 {
+		t.handshakes.WriteBufferSize = handshakeWriteBuffer
+	}
 	if t.handshakes.ResponseHeaderTimeout == 0 {
 		t.handshakes.ResponseHeaderTimeout = handshakeTimeout
 	}
 	return nil
 }
 
+// Buffers for the heads of handshakes. They are small, and net/http makes new
+// ones for every connection.
+const (
+	handshakeReadBuffer  = 1 << 10
+	handshakeWriteBuffer = 2 << 10
+)
+
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	h := handoffOf(r.Context())
-	if h == nil || r.Header.Get("Upgrade") == "" {
+	gate := handoffOf(r.Context())
+	if gate == nil || r.Header.Get("Upgrade") == "" {
 		return t.HTTPTransport.RoundTrip(r)
 	}
 	t.SetScheme(r)
@@ -86,19 +98,31 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return res, err
 	}
 	backend, err := accept(r, res, conn)
+	if err == nil {
+		err = gate.accept(backend)
+	}
 	if err != nil {
 		_ = res.Body.Close()
-		return nil, fmt.Errorf("checking the backend's handshake: %w", err)
+		return nil, fmt.Errorf("accepting the handshake: %w", err)
 	}
-	res.Body = h.offer(backend)
-	return res, nil
+	return handedOver(r), nil
+}
+
+// handedOver is what reverse_proxy gets to finish with. The gate's writer lets
+// nothing of it through.
+func handedOver(r *http.Request) *http.Response {
+	return &http.Response{
+		Status: "204 No Content", StatusCode: http.StatusNoContent,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: make(http.Header), Body: http.NoBody, Request: r,
+	}
 }
 
 // accept holds the backend's 101 to RFC 6455 §4.1 and takes its connection
 // out of the response.
 func accept(r *http.Request, res *http.Response, conn net.Conn) (*accepted, error) {
 	if err := handshake.CheckAnswer(r.Header, res.Header); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("checking the backend's answer: %w", err)
 	}
 	early, err := earlyBytes(res, conn)
 	if err != nil {
@@ -106,6 +130,7 @@ func accept(r *http.Request, res *http.Response, conn net.Conn) (*accepted, erro
 	}
 	return &accepted{
 		conn:     conn,
+		header:   res.Header,
 		early:    early,
 		reserved: reservedBits(handshake.Extensions(res.Header)),
 		upstream: upstreamOf(r),
@@ -129,22 +154,22 @@ func upstreamOf(r *http.Request) string {
 // is still in the connection.
 const maxEarly = 64 << 10
 
+// earlyBuffers are for looking whether anything came behind a 101.
+var earlyBuffers = sync.Pool{New: func() any { return new([4 << 10]byte) }}
+
 // earlyBytes takes what the backend sent behind its 101 and the transport has
 // read already. The deadline in the past makes the body give only that.
-func earlyBytes(res *http.Response, conn net.Conn) ([]byte, error) {
+func earlyBytes(res *http.Response, conn net.Conn) (early []byte, err error) {
 	if err := conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		return nil, err
 	}
-	var early []byte
-	var buf [4 << 10]byte
+	buf := earlyBuffers.Get().(*[4 << 10]byte)
+	defer earlyBuffers.Put(buf)
 	for len(early) < maxEarly {
 		n, err := res.Body.Read(buf[:])
 		early = append(early, buf[:n]...)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
 		if err != nil {
-			break // the tunnel meets it again
+			break // the deadline, or what the tunnel meets again
 		}
 	}
 	return early, conn.SetReadDeadline(time.Time{})

@@ -2,6 +2,7 @@ package module
 
 import (
 	"bufio"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -16,12 +17,14 @@ import (
 // upgrade lets an admitted handshake go on to the backend and, if that
 // accepts, turns it into a tunnel.
 func (g *Gate) upgrade(w http.ResponseWriter, v *visit, next caddyhttp.Handler) error {
-	h := new(handoff)
-	defer h.abandon()
-	uw := &upgradeWriter{ResponseWriter: w, gate: g, visit: v, handoff: h}
-	err := next.ServeHTTP(uw, v.r.WithContext(withHandoff(v.r.Context(), h)))
+	uw := &upgradeWriter{ResponseWriter: w, gate: g, visit: v}
+	err := next.ServeHTTP(uw, v.r.WithContext(withHandoff(v.r.Context(), uw)))
 	switch {
 	case uw.upgraded:
+		if repl := v.replacer(); repl != nil {
+			// What reverse_proxy took for the answer is the transport's dummy.
+			repl.Set("http.reverse_proxy.status_code", http.StatusSwitchingProtocols)
+		}
 		return nil // whatever it was, it is about a request that is over
 	case v.place.lost():
 		return g.refuse(w, v, errEvicted)
@@ -39,31 +42,93 @@ func (g *Gate) upgrade(w http.ResponseWriter, v *visit, next caddyhttp.Handler) 
 	}
 }
 
-// upgradeWriter holds back the 101 until both connections are there.
+// upgradeWriter passes on every answer to a handshake but a 101: that one it
+// makes itself, when ws_tunnel hands the backend's connection over.
 type upgradeWriter struct {
 	http.ResponseWriter
-	gate    *Gate
-	visit   *visit
-	handoff *handoff
+	gate  *Gate
+	visit *visit
 
 	status    int  // what was answered in place of a 101
-	switching bool // a 101 was announced
-	upgraded  bool // and the tunnel runs
+	switching bool // somebody else announced a 101
+	upgraded  bool // the 101 is out, and nothing else may be
+}
+
+// accept completes the handshake: the 101 goes out, and both connections go
+// to a tunnel. When it fails, the backend's connection is still the caller's.
+func (w *upgradeWriter) accept(b *accepted) error {
+	if w.visit.place.lost() {
+		return errEvicted
+	}
+	subprotocol := w.answer(b.header)
+	w.upgraded = true
+	w.ResponseWriter.WriteHeader(http.StatusSwitchingProtocols)
+	conn, brw, err := hijackInnermost(w.ResponseWriter)
+	if err != nil {
+		return fmt.Errorf("taking over the client's connection: %w", err)
+	}
+	w.gate.open(w.visit, b, subprotocol, conn, buffered(brw.Reader))
+	return nil
+}
+
+// answer makes the backend's 101 the gate's own, and returns the subprotocol
+// it names.
+func (w *upgradeWriter) answer(of http.Header) (subprotocol string) {
+	header := w.Header()
+	for name, values := range of {
+		if !slices.Contains(hopByHop, name) {
+			header[name] = append(header[name], values...)
+		}
+	}
+	header["Connection"] = []string{"Upgrade"}
+	header["Upgrade"] = []string{"websocket"}
+	if chosen := header["Sec-Websocket-Protocol"]; len(chosen) > 0 {
+		subprotocol = chosen[0]
+	} else if pair := w.visit.presented.PairPrefix; pair != "" {
+		// The backend chose nothing and never saw this offer; Chromium fails a
+		// socket whose offer gets no answer (S-123).
+		subprotocol = pair
+		header["Sec-Websocket-Protocol"] = []string{pair}
+	}
+	// RFC 6455 spells these so, and some clients insist.
+	for canonical, spelled := range websocketFields {
+		if values, ok := header[canonical]; ok {
+			delete(header, canonical)
+			header[spelled] = values
+		}
+	}
+	return subprotocol
+}
+
+// hopByHop are the fields of a backend's 101 that are not for the client: a
+// 101 has no content (RFC 9110 §15.2.2), and the gate says for itself what
+// concerns the connection.
+var hopByHop = []string{
+	"Connection", "Content-Length", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade",
+}
+
+// websocketFields are the fields of a 101 that Go spells in a way of its own.
+var websocketFields = map[string]string{
+	"Sec-Websocket-Accept":     "Sec-WebSocket-Accept",
+	"Sec-Websocket-Extensions": "Sec-WebSocket-Extensions",
+	"Sec-Websocket-Protocol":   "Sec-WebSocket-Protocol",
 }
 
 // Unwrap lets http.ResponseController reach what this writer does not do.
 func (w *upgradeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader passes on every status but 101, which waits for Hijack.
+// WriteHeader passes on every status but 101, which only accept sends.
 func (w *upgradeWriter) WriteHeader(status int) {
-	if status == http.StatusSwitchingProtocols {
+	switch {
+	case w.upgraded:
+		return // reverse_proxy finishes with the transport's dummy
+	case status == http.StatusSwitchingProtocols:
 		w.switching = true
 		return
-	}
-	if w.visit.place.lost() {
+	case w.visit.place.lost():
 		return // the answer is about the eviction, not what came of it
-	}
-	if status >= 200 && w.status == 0 {
+	case status >= 200 && w.status == 0:
 		w.status = status
 		w.Header().Set("Connection", "close") // S-86
 	}
@@ -72,61 +137,33 @@ func (w *upgradeWriter) WriteHeader(status int) {
 
 // Write passes on the body of an answer that is not a 101.
 func (w *upgradeWriter) Write(p []byte) (int, error) {
-	if w.switching || w.visit.place.lost() {
+	switch {
+	case w.upgraded:
+		return len(p), nil
+	case w.switching || w.visit.place.lost():
 		return 0, http.ErrNotSupported
-	}
-	if w.status == 0 {
+	case w.status == 0:
 		w.WriteHeader(http.StatusOK)
 	}
 	return w.ResponseWriter.Write(p)
 }
 
-// Hijack completes the handshake: the 101 goes out, both connections go to a
-// tunnel, and the caller gets a connection on which nothing happens any more.
-func (w *upgradeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if !w.switching || w.upgraded {
-		return nil, nil, http.ErrNotSupported
+// FlushError implements the flushing of http.ResponseController: nothing is
+// left to flush once the connection is a tunnel's.
+func (w *upgradeWriter) FlushError() error {
+	if w.upgraded || w.switching {
+		return nil
 	}
-	backend := w.handoff.take()
-	if backend == nil || w.visit.place.lost() {
-		w.dropAnswer()
-		if backend != nil {
-			_ = backend.conn.Close()
-		}
-		return nil, nil, http.ErrNotSupported
-	}
-	subprotocol := w.completeAnswer()
-	w.ResponseWriter.WriteHeader(http.StatusSwitchingProtocols)
-	w.upgraded = true
-	conn, brw, err := hijackInnermost(w.ResponseWriter)
-	if err != nil {
-		_ = backend.conn.Close()
-		return nil, nil, err
-	}
-	w.gate.open(w.visit, backend, subprotocol, conn, buffered(brw.Reader))
-	done := finishedConn{conn}
-	return done, bufio.NewReadWriter(bufio.NewReaderSize(done, 1), bufio.NewWriterSize(done, 1)), nil
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// completeAnswer makes the backend's 101 the gate's own, and returns the
-// subprotocol it names.
-func (w *upgradeWriter) completeAnswer() (subprotocol string) {
-	header := w.Header()
-	for _, name := range [...]string{"Content-Length", "Transfer-Encoding", "Trailer", "Keep-Alive"} {
-		header.Del(name) // a 101 has no content, RFC 9110 §15.2.2
+// Hijack always fails: only ws_tunnel leads to a guarded socket. What was to
+// be the 101 is forgotten.
+func (w *upgradeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if !w.upgraded {
+		w.dropAnswer()
 	}
-	// reverse_proxy spells WebSocket headers as RFC 6455 does.
-	const field = "Sec-WebSocket-Protocol"
-	if chosen := header[field]; len(chosen) > 0 { //nolint:staticcheck // SA1008: the spelling is meant
-		return chosen[0]
-	}
-	if pair := w.visit.presented.PairPrefix; pair != "" {
-		// The backend chose nothing and never saw this offer; Chromium fails a
-		// socket whose offer gets no answer (S-123).
-		header[field] = []string{pair} //nolint:staticcheck // SA1008: the spelling is meant
-		return pair
-	}
-	return ""
+	return nil, nil, http.ErrNotSupported
 }
 
 // dropAnswer forgets a 101 that can't be kept.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	stdlog "log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -104,36 +105,35 @@ func serveFunc(t *testing.T, wrap func(http.ResponseWriter) http.ResponseWriter,
 	return s
 }
 
-// accepting does as reverse_proxy and ws_tunnel do at a backend's 101, with
+// accepting does as reverse_proxy and ws_tunnel do at a backend's 101 with
 // this header; near is nil where no ws_tunnel is behind the gate.
 func accepting(t *testing.T, near net.Conn, early []byte, header http.Header) caddyhttp.Handler {
 	return nextFunc(func(w http.ResponseWriter, r *http.Request) error {
-		var body io.ReadWriteCloser = finishedStream{new(handoff)}
-		if near != nil {
-			body = handoffOf(r.Context()).offer(&accepted{conn: near, early: early, upstream: "node1:3000"})
-		}
-		defer body.Close()
-		w.Header()["Sec-WebSocket-Accept"] = []string{"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="} //nolint:staticcheck // as reverse_proxy spells it
-		w.Header().Set("Upgrade", "websocket")
-		w.Header().Set("Connection", "Upgrade")
+		answer := http.Header{"Sec-Websocket-Accept": {"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="}, "Upgrade": {"websocket"}, "Connection": {"Upgrade"}}
 		for name, values := range header {
-			w.Header()[name] = values
+			answer[http.CanonicalHeaderKey(name)] = values
 		}
-		w.WriteHeader(http.StatusSwitchingProtocols)
-		conn, brw, err := http.NewResponseController(w).Hijack()
-		if err != nil {
+		if near == nil {
+			maps.Copy(w.Header(), answer)
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				t.Error("a handler behind the gate took the connection")
+			}
 			return nil
 		}
-		defer conn.Close()
-		if brw.Reader.Buffered() > 0 || brw.Flush() != nil {
-			t.Error("reverse_proxy gets bytes of the client's")
+		if err := handoffOf(r.Context()).accept(&accepted{conn: near, header: answer, early: early, upstream: "node1:3000"}); err != nil {
+			near.Close()
+			return caddyhttp.Error(http.StatusBadGateway, err)
 		}
-		// Both copies of reverse_proxy end at once, and reach nobody.
-		if n, err := io.Copy(body, conn); n != 0 || err != nil {
-			t.Errorf("from the client came %d bytes, %v", n, err)
+		// reverse_proxy finishes with the dummy: nothing of it may get out.
+		res := handedOver(r)
+		w.Header().Add("Via", "1.1 Caddy")
+		w.WriteHeader(res.StatusCode)
+		if _, err := io.Copy(w, res.Body); err != nil {
+			t.Errorf("copying the dummy: %v", err)
 		}
-		if n, err := io.Copy(conn, body); n != 0 || err != nil {
-			t.Errorf("from the backend came %d bytes, %v", n, err)
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Errorf("flushing the dummy: %v", err)
 		}
 		return nil
 	})
@@ -322,64 +322,54 @@ func TestUpgradeRelaysOtherAnswers(t *testing.T) {
 // noHijack is a writer below which there is no connection to take.
 type noHijack struct{ *httptest.ResponseRecorder }
 
-// S-139: a side that fails before the handshake is complete takes the other
-// with it.
-func TestUpgradeFailsOnOneSide(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		next func(h *handoff, near net.Conn) caddyhttp.Handler
-	}{
-		{"the client is gone", func(_ *handoff, near net.Conn) caddyhttp.Handler { return accepting(t, near, nil, nil) }},
-		{"reverse_proxy gives up on the 101", func(_ *handoff, near net.Conn) caddyhttp.Handler {
-			return nextFunc(func(_ http.ResponseWriter, r *http.Request) error {
-				handoffOf(r.Context()).offer(&accepted{conn: near})
-				return nil
-			})
-		}},
-		{"a handler panics behind the 101", func(_ *handoff, near net.Conn) caddyhttp.Handler {
-			return nextFunc(func(_ http.ResponseWriter, r *http.Request) error {
-				handoffOf(r.Context()).offer(&accepted{conn: near})
-				panic(http.ErrAbortHandler)
-			})
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			g, _ := newGate(t)
-			near, far := pair(t)
-			func() {
-				defer func() { _ = recover() }()
-				_ = g.upgrade(noHijack{httptest.NewRecorder()}, visitor(t, g), c.next(nil, near))
-			}()
-			isClosed(t, far)
-			if live.Len() != 0 {
-				t.Error("a socket came of it")
-			}
-		})
+// S-139: a client that is gone before the handshake is complete takes the
+// backend with it.
+func TestUpgradeOfAClientThatIsGone(t *testing.T) {
+	g, _ := newGate(t)
+	near, far := pair(t)
+	_ = g.upgrade(noHijack{httptest.NewRecorder()}, visitor(t, g), accepting(t, near, nil, nil))
+	isClosed(t, far)
+	if live.Len() != 0 {
+		t.Error("a socket came of it")
 	}
 }
 
-func TestUpgradeHijacksOnce(t *testing.T) {
-	g, _ := newGate(t)
-	near, far := pair(t)
-	s := serve(t, g, writers["bare"], nextFunc(func(w http.ResponseWriter, r *http.Request) error {
-		handoffOf(r.Context()).offer(&accepted{conn: near})
-		w.WriteHeader(http.StatusSwitchingProtocols)
-		if _, err := w.Write([]byte("x")); err == nil {
-			t.Error("a body behind a 101 that is not out yet")
-		}
-		for i := range 3 {
-			if _, _, err := http.NewResponseController(w).Hijack(); (err == nil) != (i == 0) {
-				t.Errorf("hijack %d: %v", i, err)
+// What happens behind a completed handshake is about a request that is over.
+func TestUpgradeIsTheLastWord(t *testing.T) {
+	for name, after := range map[string]func(w http.ResponseWriter) error{
+		"an error": func(http.ResponseWriter) error { return errors.New("late") },
+		"an answer": func(w http.ResponseWriter) error {
+			http.Error(w, "late", http.StatusTeapot)
+			return nil
+		},
+		"a hijack": func(w http.ResponseWriter) error {
+			if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				t.Error("the connection was taken twice")
 			}
-		}
-		return errors.New("about a request that is over")
-	}), nil)
-	if s.err != nil {
-		t.Errorf("the handler returns %v after the tunnel began", s.err)
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, _ := newGate(t)
+			near, far := pair(t)
+			accept := accepting(t, near, nil, nil)
+			s := serve(t, g, writers["all"], nextFunc(func(w http.ResponseWriter, r *http.Request) error {
+				if err := accept.ServeHTTP(w, r); err != nil {
+					t.Error(err)
+				}
+				return after(w)
+			}), nil)
+			if s.err != nil || s.StatusCode != http.StatusSwitchingProtocols {
+				t.Errorf("%d, %v", s.StatusCode, s.err)
+			}
+			message := []byte{0x81, 2, 'o', 'k'}
+			_, _ = far.Write(message)
+			wantBytes(t, s.br, message)
+			s.conn.Close()
+			far.Close()
+			eventually(t, "ended", func() bool { return live.Len() == 0 })
+		})
 	}
-	s.conn.Close()
-	far.Close()
-	eventually(t, "ended", func() bool { return live.Len() == 0 })
 }
 
 // A handshake that loses its place before its 101 gets 429, and its backend's

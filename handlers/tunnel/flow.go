@@ -315,7 +315,11 @@ func (f *flow) end(code uint16, text string) {
 		f.sendClose(frame[:0], code, text)
 	}
 	f.shut = true
-	f.finish()
+	// With both ends of the stream here the connections are closed next, which
+	// says the same; but not in TLS, whose end is a message of its own.
+	if f.dst.raw == nil || !f.other().ended.Load() {
+		f.finish()
+	}
 	f.mu.Unlock()
 }
 
