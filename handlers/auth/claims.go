@@ -7,8 +7,7 @@ import (
 	"unicode"
 )
 
-// Claims are the claims of a token whose signature was verified. They must
-// not be modified: a remembered token shares them.
+// Claims are the claims of a token whose signature was verified.
 type Claims struct{ root map[string]any }
 
 // Lookup finds a claim by its path, such as realm_access.roles. At each level

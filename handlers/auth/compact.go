@@ -13,6 +13,7 @@ const maxToken = 8 << 10
 type compact struct {
 	header    header
 	payload   map[string]any
+	text      string // of the payload
 	signed    []byte // the signing input, RFC 7515 §5.2
 	signature []byte
 }
@@ -48,7 +49,8 @@ func parseCompact(token string) (*compact, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.payload, err = parseObject(string(payload))
+	c.text = string(payload)
+	c.payload, err = parseObject(c.text)
 	return c, err
 }
 

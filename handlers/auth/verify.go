@@ -36,8 +36,7 @@ type Verifier struct {
 	now        func() time.Time
 }
 
-// Token is what a verified token says. It must not be modified: the same one
-// is returned for the same token again.
+// Token is what a verified token says.
 type Token struct {
 	// Issuer is the claim iss; with an issuer that is Any, "" if it has none.
 	Issuer string
@@ -115,8 +114,10 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	bare := *verified
+	bare.Claims = nil
 	v.remembered.put(sum, remembered{
-		token: verified, validity: validity, source: issuer.Keys, generation: set.generation,
+		token: bare, payload: c.text, validity: validity, source: issuer.Keys, generation: set.generation,
 	})
 	return verified, nil
 }
@@ -152,7 +153,10 @@ func (v *Verifier) judge(issuer *Issuer, payload map[string]any, now time.Time) 
 	if err != nil {
 		return nil, validity, err
 	}
-	name, _ := payload["iss"].(string)
+	name := issuer.Name // the same text, but one for all sockets
+	if issuer.Any {
+		name, _ = payload["iss"].(string)
+	}
 	return &Token{
 		Issuer: name, User: user, ID: claims.text("jti"), SessionID: claims.text("sid"),
 		Expires: validity.expires, Claims: claims,
