@@ -1,6 +1,9 @@
 package caddyfile
 
 import (
+	"encoding/json"
+
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -15,6 +18,7 @@ func init() {
 // parseApp sets up the app from the global option. Syntax:
 //
 //	ws_gate {
+//	    store <name> [<arguments...>] { … }
 //	    drain {
 //	        spread <duration>
 //	        grace  <duration>
@@ -33,18 +37,44 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		o := option{Dispenser: d.NewFromNextSegment()}
 		o.Next()
 		o.name = o.Val()
-		if o.name != "drain" {
-			return nil, o.Errf("unrecognized ws_gate option %q", o.name)
+		var err error
+		switch {
+		case o.name == "store" && app.StoreRaw == nil:
+			app.StoreRaw, err = o.store()
+		case o.name == "drain" && app.Drain == nil:
+			app.Drain = new(module.Drain)
+			err = o.drain(app.Drain)
+		case o.name == "store" || o.name == "drain":
+			err = o.Errf("%s: is set already", o.name)
+		default:
+			err = o.Errf("unrecognized ws_gate option %q", o.name)
 		}
-		if app.Drain != nil {
-			return nil, o.Errf("drain: is set already")
-		}
-		app.Drain = new(module.Drain)
-		if err := o.drain(app.Drain); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}
 	return httpcaddyfile.App{Name: "ws_gate", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// store parses the module that counts live sockets.
+func (o option) store() (json.RawMessage, error) {
+	if !o.NextArg() {
+		return nil, o.Errf("store: its name is missing")
+	}
+	name := o.Val()
+	info, err := caddy.GetModule("ws_gate.stores." + name)
+	if err != nil {
+		return nil, o.Errf("store: there is none named %q", name)
+	}
+	store := info.New()
+	if unmarshaler, ok := store.(caddyfile.Unmarshaler); ok {
+		if err := unmarshaler.UnmarshalCaddyfile(o.NewFromNextSegment()); err != nil {
+			return nil, err
+		}
+	} else if err := o.noBlock(); err != nil {
+		return nil, err
+	}
+	return caddyconfig.JSONModuleObject(store, "module", name, nil), nil
 }
 
 func (o option) drain(drain *module.Drain) error {

@@ -2,6 +2,7 @@ package module
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wsgate/caddy-wsgate/handlers/auth"
+	"github.com/wsgate/caddy-wsgate/handlers/store"
 )
 
 func init() {
@@ -27,9 +29,14 @@ func init() {
 // App's start on, so that `caddy validate`, which only provisions, makes no
 // request.
 type App struct {
+	// Where live sockets are counted for the caps. Default: `memory`, in this
+	// process.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=ws_gate.stores inline_key=module"`
+
 	// How live sockets end when the process stops.
 	Drain *Drain `json:"drain,omitempty"`
 
+	store         store.Store
 	spread, grace time.Duration
 
 	ctx     caddy.Context
@@ -53,6 +60,14 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision sets up a.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
+	a.store = caps
+	if a.StoreRaw != nil {
+		module, err := ctx.LoadModule(a, "StoreRaw")
+		if err != nil {
+			return fmt.Errorf("loading store: %w", err)
+		}
+		a.store = module.(storeModule).Store()
+	}
 	if a.Drain == nil {
 		a.Drain = new(Drain)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/wsgate/caddy-wsgate/handlers/tunnel"
 )
 
-// caps counts the connections of this process. It outlives configs, as the
-// connections do.
+// caps counts the connections of this process, where no other store is
+// configured. It outlives configs, as the connections do.
 var caps store.Store = new(store.Memory)
 
 // capRetry is the answer's guess at when one of the sockets under a cap may
@@ -24,6 +24,7 @@ const capRetry = 5 * time.Second
 // place is what a handshake holds under the caps until a socket holds it.
 type place struct {
 	id     string
+	store  store.Store
 	cancel context.CancelFunc // ends the handshake
 
 	// Guarded by places.mu.
@@ -55,13 +56,13 @@ func (g *Gate) takeSlots(v *visit) error {
 		slots[i] = store.Slot{Key: g.capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict}
 	}
 	ctx, cancel := context.WithCancel(v.r.Context())
-	p := &place{id: v.id, cancel: cancel}
+	p := &place{id: v.id, store: g.store, cancel: cancel}
 	// Before it has a place: whoever evicts it must find it.
 	places.mu.Lock()
 	places.ids[v.id] = p
 	places.mu.Unlock()
 	v.place = p
-	verdict, err := caps.Acquire(ctx, v.id, slots)
+	verdict, err := g.store.Acquire(ctx, v.id, slots)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
@@ -142,7 +143,7 @@ func (p *place) leave() {
 	places.mu.Unlock()
 	p.cancel()
 	if !opened {
-		caps.Release(p.id)
+		p.store.Release(p.id)
 	}
 }
 
@@ -168,9 +169,9 @@ func (g *Gate) adopt() {
 				keys = append(keys, g.capKey(byIP, addressKey(s.ClientIP)))
 			}
 		}
-		caps.Adopt(s.ID, keys)
+		g.store.Adopt(s.ID, keys)
 		if s.Ending() {
-			caps.Release(s.ID)
+			g.store.Release(s.ID)
 		}
 	}
 }

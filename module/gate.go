@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsgate/caddy-wsgate/handlers/auth"
 	"github.com/wsgate/caddy-wsgate/handlers/handshake"
+	"github.com/wsgate/caddy-wsgate/handlers/store"
 	"github.com/wsgate/caddy-wsgate/handlers/tunnel"
 )
 
@@ -162,6 +163,7 @@ type Gate struct {
 	origins  handshake.OriginPolicy
 	policy   *tunnel.Policy
 	realm    string
+	store    store.Store
 	keys     []string // of the sources in the pool, to be given back
 	tables   []string // of the rates' tables, likewise
 	logger   *zap.Logger

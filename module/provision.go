@@ -44,6 +44,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading app ws_gate: %w", err)
 	}
 	app := iface.(*App)
+	g.store = app.store
 	for _, provision := range []func() error{
 		g.expand,
 		g.provisionName,

@@ -54,7 +54,7 @@ func (observer) Closed(s *tunnel.Socket, end tunnel.Summary) {
 	metrics.closes.WithLabelValues(s.Tunnel, string(end.By), end.Reason).Inc()
 	metrics.duration.WithLabelValues(s.Tunnel).Observe(end.Duration.Seconds())
 	perUpstream.add(s.Upstream, -1)
-	caps.Release(s.ID) // nothing, but for one that was adopted while it ended
+	releaseAdopted(s.ID)
 	if c := logger().Check(zapcore.InfoLevel, "connection closed"); c != nil {
 		c.Write(summaryFields(s, end)...)
 	}

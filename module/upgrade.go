@@ -32,6 +32,9 @@ func (g *Gate) upgrade(w http.ResponseWriter, v *visit, next caddyhttp.Handler) 
 		return g.refuse(w, v, errNoTunnel)
 	case err != nil:
 		w.Header().Set("Connection", "close")
+		if repl := v.replacer(); repl != nil {
+			repl.Set("http.ws_gate.reject.reason", reasonBackend)
+		}
 		g.logRefusal(v, answer{status: statusOf(err), reason: reasonBackend, detail: backendDetail(err)})
 		return err
 	case uw.status == 0:
