@@ -68,9 +68,11 @@ func splitProxy(d *caddyfile.Dispenser) (*gateParser, *caddyfile.Dispenser, erro
 	for d.NextArg() {
 		rest = append(rest, d.Token())
 	}
-	last := rest[len(rest)-1]
-	open, end := last, last
+	// Braces like the directive's name: those of an upstream in quotes would be
+	// quoted too, and open no block.
+	open, end := rest[0], rest[0]
 	open.Text, end.Text = "{", "}"
+	open.Line = rest[len(rest)-1].Line
 	rest = append(rest, open)
 	for d.NextBlock(0) {
 		segment := d.NextSegment()

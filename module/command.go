@@ -62,9 +62,10 @@ const sidecarExamples = `  Tokens of an identity provider, whose keys are discov
       --issuer https://id.example.com --audience chat --origin https://app.example.com \
       --require 'scope=chat:write' --max-connections '5 by user' --message-rate '50/1s burst 100'
 
-  In a container: a shared secret, a health endpoint and metrics:
-  $ WS_PROXY_SECRET=$(openssl rand -base64 32) WS_PROXY_TO=backend:3000 WS_PROXY_AUDIENCE=chat \
-      caddy ws-proxy --issuer any --health :8081 --metrics
+  In a container: home-made tokens, a health endpoint and metrics, all but the flags below from
+  the environment:
+  $ export WS_PROXY_TO=backend:3000 WS_PROXY_AUDIENCE=chat WS_PROXY_SECRET=…
+  $ caddy ws-proxy --issuer any --health :8081 --metrics
 `
 
 // sidecarCommand gives the command its flags and a help that has them in
@@ -72,6 +73,7 @@ const sidecarExamples = `  Tokens of an identity provider, whose keys are discov
 func sidecarCommand(cmd *cobra.Command) {
 	addSidecarFlags(cmd.Flags())
 	cmd.Example = sidecarExamples
+	cmd.DisableFlagsInUseLine = true // Usage has them
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = caddycmd.WrapCommandFuncForCobra(runSidecar)
 	cmd.SetUsageFunc(func(cmd *cobra.Command) error {
@@ -111,7 +113,7 @@ func runSidecar(flags caddycmd.Flags) (int, error) {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if err := caddy.Load(config, true); err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return caddy.ExitCodeFailedStartup, s.blameLoading(err)
 	}
 	if health != nil {
 		go health.serve()

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -35,7 +34,7 @@ func (s *sidecar) adapt() ([]byte, error) {
 	}
 	config, _, err := adapter.Adapt([]byte(text.String()), map[string]any{"filename": flagsFile})
 	if err != nil {
-		return nil, text.blame(err)
+		return nil, s.blame(text, err)
 	}
 	return config, nil
 }
@@ -138,7 +137,9 @@ func (s *sidecar) writeGlobal(c *flagsText) error {
 	}
 	// A request that never ends would keep the sockets from being drained.
 	grace := s.first("drain-grace", defaultGrace.String())
-	if d, err := caddy.ParseDuration(grace.text); err == nil && d == 0 {
+	if d, err := caddy.ParseDuration(grace.text); err != nil {
+		return grace.wrap(errors.New("is not a duration such as 30s or 5m"))
+	} else if d == 0 {
 		grace.text = "1ms" // 0 is forever there
 	}
 	c.option(grace, "grace_period", grace.text)
@@ -171,7 +172,11 @@ func (s *sidecar) writeLog(c *flagsText) error {
 	}
 	c.write("log default {", "format filter {")
 	c.option(s.first("from-query", ""), "request>uri ws_token", parameters...)
-	c.option(s.first("from-subprotocol", ""), "request>headers>Sec-Websocket-Protocol ws_token", parameters...)
+	// The second is how reverse_proxy spells it for the backend, which it logs
+	// when debugging.
+	for _, field := range []string{"Sec-Websocket-Protocol", "Sec-WebSocket-Protocol"} {
+		c.option(s.first("from-subprotocol", ""), "request>headers>"+field+" ws_token", parameters...)
+	}
 	for _, header := range headers {
 		if header = http.CanonicalHeaderKey(header); header != "Authorization" && header != "Cookie" && header != "Proxy-Authorization" { // Caddy's own
 			c.option(s.first("from-header", ""), "", "request>headers>"+header, "replace", redacted)
@@ -288,7 +293,13 @@ func (s *sidecar) writeOptions(c *flagsText, block string) error {
 			if f.block != block {
 				continue
 			}
-			for _, one := range s.settings[f.name] {
+			settings := s.settings[f.name]
+			if f.kind == kindNames && len(settings) > 0 {
+				all := s.texts(f.name)
+				c.option(setting{f, settings[0].source, strings.Join(all, " ")}, f.option, all...)
+				continue
+			}
+			for _, one := range settings {
 				if err := writeOption(c, one); err != nil {
 					return one.wrap(err)
 				}
@@ -363,6 +374,8 @@ func parseFrom(text string) (site, bind string, err error) {
 		}
 	}
 	switch {
+	case a.Host == "" && a.Port == "":
+		return "", "", errors.New("names no port, address or host")
 	case a.Scheme != "http" && a.Scheme != "https":
 		return "", "", fmt.Errorf("clients connect by http or https, not %q", a.Scheme)
 	case a.Path != "":
@@ -385,77 +398,4 @@ func parseFrom(text string) (site, bind string, err error) {
 		host += ":" + a.Port
 	}
 	return a.Scheme + "://" + host, bind, nil
-}
-
-// flagsFile is the name of the Caddyfile that the flags become.
-const flagsFile = "flags"
-
-// flagsText is that Caddyfile. Every setting stands on a line of its own, so
-// that an error in a line is one in a flag. What an operator wrote stands
-// between backticks, where nothing but a backtick means anything; so no value
-// can become more than an argument.
-type flagsText struct {
-	lines []string
-	of    map[int]setting // by line, from 1
-	err   error           // the first value that could not be written
-}
-
-func (c *flagsText) String() string { return strings.Join(c.lines, "\n") + "\n" }
-
-// write adds lines of our own.
-func (c *flagsText) write(lines ...string) { c.lines = append(c.lines, lines...) }
-
-// open opens a block behind the option that was written last.
-func (c *flagsText) open() { c.lines[len(c.lines)-1] += " {" }
-
-// option adds the line of a setting.
-func (c *flagsText) option(one setting, option string, arguments ...string) {
-	words := []string{option}
-	for _, argument := range arguments {
-		if err := quotable(argument); err != nil && c.err == nil {
-			c.err = one.wrap(err)
-		}
-		words = append(words, "`"+argument+"`")
-	}
-	c.write(strings.TrimSpace(strings.Join(words, " ")))
-	c.of[len(c.lines)] = one
-}
-
-// quotable refuses what means something even between backticks.
-func quotable(argument string) error {
-	switch {
-	case strings.ContainsFunc(argument, unicode.IsControl):
-		return errNotForFlags
-	case strings.Contains(argument, "`"):
-		return errBacktick
-	case strings.Contains(argument, "{$"): // filled in before anything else, quotes or not
-		return errCaddyfileEnv
-	}
-	return nil
-}
-
-// Where an error of the adapter says that it is, and what it says first.
-var (
-	adaptWhere = regexp.MustCompile(`(?:, at )?` + flagsFile + `:(\d+)(?: import chain .*)?:? ?`)
-	adaptWhat  = regexp.MustCompile(`^(?:parsing caddyfile tokens for '[^']*': )+`)
-)
-
-// blame makes an error about a line one about a flag.
-func (c *flagsText) blame(err error) error {
-	said := adaptWhat.ReplaceAllString(err.Error(), "")
-	if at := adaptWhere.FindStringSubmatch(said); at != nil {
-		line, _ := strconv.Atoi(at[1])
-		said = adaptWhere.ReplaceAllString(said, "")
-		if one, ok := c.of[line]; ok {
-			option, _, _ := strings.Cut(c.lines[line-1], " ")
-			said = strings.TrimPrefix(said, fmt.Sprintf("%s %q: ", option, one.text))
-			return one.wrap(errors.New(strings.TrimPrefix(said, option+": ")))
-		}
-	}
-	for _, one := range c.of { // Caddy does not always say where
-		if strings.Contains(said, "'"+one.text+"'") {
-			return one.wrap(errors.New(said))
-		}
-	}
-	return errors.New(said)
 }

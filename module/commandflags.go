@@ -24,9 +24,13 @@ type sidecarFlag struct {
 	block  string
 
 	// arguments reads the value as the arguments of the option, once for each
-	// time that it will stand. nil: the value is the argument.
+	// time that it will stand. nil: the value is the argument; names are all
+	// arguments of one.
 	arguments func(value string) ([][]string, error)
 }
+
+// kindNames are names, several in one value.
+const kindNames = "names"
 
 // Blocks that flags become options of.
 const (
@@ -45,32 +49,32 @@ type flagGroup struct {
 var sidecarFlags = []flagGroup{
 	{"Addresses", []sidecarFlag{
 		{name: "from", kind: "address", usage: "where clients connect: :8080, 127.0.0.1:8080, example.com, unix//run/ws.sock (default :8080)"},
-		{name: "to", kind: "names", many: true, usage: "the backend, as in reverse_proxy: localhost:3000, https://node1, unix//run/app.sock; several are balanced by live sockets"},
+		{name: "to", kind: kindNames, many: true, usage: "the backend, as in reverse_proxy: localhost:3000, https://node1, unix//run/app.sock; several are balanced by live sockets"},
 		{name: "path", kind: "path", usage: "what to guard and pass on, such as '/ws*'; all else gets 404 (default everything)"},
 		{name: "insecure", usage: "do not verify the certificate of an https backend (dangerous)"},
-		{name: "trusted-proxies", kind: "names", many: true, usage: "networks of proxies in front whose X-Forwarded-For, -Proto and -Host count, such as 10.0.0.0/8 or private_ranges"},
+		{name: "trusted-proxies", kind: kindNames, many: true, usage: "networks of proxies in front whose X-Forwarded-For, -Proto and -Host count, such as 10.0.0.0/8 or private_ranges"},
 	}},
 	{"Who may enter", []sidecarFlag{
-		{name: "issuer", kind: "names", many: true, usage: "exact iss of the tokens; any does not look at it (default any if there are keys)"},
+		{name: "issuer", kind: kindNames, many: true, usage: "exact iss of the tokens; any does not look at it (default any if there are keys)"},
 		{name: "jwks", kind: "url", option: "jwks", block: ofIssuer, usage: "URL of the issuer's keys (default OIDC discovery under the issuer)"},
 		{name: "jwks-file", kind: "file", option: "jwks_file", block: ofIssuer, usage: "file with the issuer's keys, read again every 10m"},
 		{name: "secret-file", kind: "file", usage: "file with the shared secret for HS256, HS384 and HS512 in base64, at least 32 bytes; or the secret itself in WS_PROXY_SECRET"},
-		{name: "audience", kind: "names", many: true, option: "audience", block: ofIssuer, arguments: oneLine, usage: "aud that tokens must have, any of these; any accepts tokens whoever they are for (required)"},
-		{name: "algorithms", kind: "names", many: true, option: "algorithms", block: ofIssuer, arguments: oneLine, usage: "signature algorithms (default every asymmetric one; with a secret HS256, HS384, HS512)"},
-		{name: "typ", kind: "names", many: true, option: "typ", block: ofIssuer, arguments: oneLine, usage: "token types (default any but logout+jwt, dpop+jwt, secevent+jwt)"},
+		{name: "audience", kind: kindNames, many: true, option: "audience", block: ofIssuer, usage: "aud that tokens must have, any of these; any accepts tokens whoever they are for (required)"},
+		{name: "algorithms", kind: kindNames, many: true, option: "algorithms", block: ofIssuer, usage: "signature algorithms (default every asymmetric one; with a secret HS256, HS384, HS512)"},
+		{name: "typ", kind: kindNames, many: true, option: "typ", block: ofIssuer, usage: "token types (default any but logout+jwt, dpop+jwt, secevent+jwt)"},
 		{name: "tls-ca", kind: "file", option: "tls_ca", block: ofIssuer, usage: "PEM file of the authorities for the key endpoint (default the system's)"},
 		{name: "leeway", kind: "duration", option: "leeway", block: ofGate, usage: "how far clocks may differ (default 10s)"},
-		{name: "from-header", kind: "names", many: true, option: "from_header", block: ofGate, arguments: oneLine, usage: "header fields with the token (default Authorization, if no other --from- flag stands)"},
-		{name: "from-query", kind: "names", many: true, option: "from_query", block: ofGate, arguments: oneLine, usage: "query parameters with the token"},
-		{name: "from-cookie", kind: "names", many: true, option: "from_cookies", block: ofGate, arguments: oneLine, usage: "cookies with the token; then an allowed Origin is always needed"},
-		{name: "from-subprotocol", kind: "names", many: true, option: "from_subprotocol", block: ofGate, arguments: oneLine, usage: "subprotocols with the token (default bearer, if no other --from- flag stands)"},
+		{name: "from-header", kind: kindNames, many: true, option: "from_header", block: ofGate, usage: "header fields with the token (default Authorization, if no other --from- flag stands)"},
+		{name: "from-query", kind: kindNames, many: true, option: "from_query", block: ofGate, usage: "query parameters with the token"},
+		{name: "from-cookie", kind: kindNames, many: true, option: "from_cookies", block: ofGate, usage: "cookies with the token; then an allowed Origin is always needed"},
+		{name: "from-subprotocol", kind: kindNames, many: true, option: "from_subprotocol", block: ofGate, usage: "subprotocols with the token (default bearer, if no other --from- flag stands)"},
 		{name: "forward-token", option: "forward_token", block: ofGate, usage: "leave the token in the request"},
 		{name: "user-claim", kind: "claim", option: "user_claim", block: ofGate, usage: "claim that names the user (default sub)"},
 		{name: "require", kind: "claim=values", many: true, option: "require", block: ofGate, arguments: claimAndValues, usage: "claim that must be or contain one of the values, separated by commas: scope=chat:write"},
 		{name: "identity", kind: "header=claim", many: true, option: "identity", block: ofGate, arguments: headersAndClaims, usage: "header that tells the backend a claim: X-User-Roles=realm_access.roles (default X-User-Id from the user claim)"},
 	}},
 	{"From where", []sidecarFlag{
-		{name: "origin", kind: "names", many: true, option: "origins", block: ofGate, arguments: oneLine, usage: "origins whose pages may connect: https://app.example.com, https://*.example.org, same_origin, * (default same_origin)"},
+		{name: "origin", kind: kindNames, many: true, option: "origins", block: ofGate, usage: "origins whose pages may connect: https://app.example.com, https://*.example.org, same_origin, * (default same_origin)"},
 		{name: "missing-origin", kind: "allow|deny", option: "missing_origin", block: ofGate, usage: "handshakes without an Origin, as from programs (default allow)"},
 	}},
 	{"How much", []sidecarFlag{
@@ -158,6 +162,21 @@ func (s setting) wrap(err error) error {
 	return fmt.Errorf("%s %q: %w", s.source, userinfo.ReplaceAllString(s.text, "//…@"), err)
 }
 
+// check holds a value to its kind, as far as the option it becomes does not.
+func (s setting) check() error {
+	switch s.flag.kind {
+	case "":
+		if _, err := strconv.ParseBool(s.text); err != nil {
+			return errors.New("is neither true nor false")
+		}
+	case kindNames:
+		if len(names(s.text)) == 0 {
+			return errors.New("is empty")
+		}
+	}
+	return nil
+}
+
 // userinfo may hold a password, which errors do not repeat.
 var userinfo = regexp.MustCompile(`//[^?#]*@`)
 
@@ -183,8 +202,8 @@ func readSidecar(set *pflag.FlagSet, lookup func(string) (string, bool)) (*sidec
 			}
 			for _, value := range values {
 				one := setting{f, source, value}
-				if _, err := strconv.ParseBool(value); f.kind == "" && err != nil {
-					return nil, one.wrap(errors.New("is neither true nor false"))
+				if err := one.check(); err != nil {
+					return nil, one.wrap(err)
 				}
 				s.settings[f.name] = append(s.settings[f.name], one)
 			}
@@ -198,7 +217,7 @@ func readSidecar(set *pflag.FlagSet, lookup func(string) (string, bool)) (*sidec
 // no splitting, since one value may hold several of them.
 func splitVariable(f *sidecarFlag, variable string) (values []string) {
 	whole := []string{variable}
-	if f.many && f.kind != "names" {
+	if f.many && f.kind != kindNames {
 		whole = strings.FieldsFunc(variable, func(r rune) bool { return r == ';' || r == '\n' })
 	}
 	for _, value := range whole {
@@ -236,18 +255,6 @@ func names(value string) []string {
 	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 }
 
-// errNoName is a value of which nothing is left.
-var errNoName = errors.New("is empty")
-
-// oneLine are names as the arguments of one option.
-func oneLine(value string) ([][]string, error) {
-	all := names(value)
-	if len(all) == 0 {
-		return nil, errNoName
-	}
-	return [][]string{all}, nil
-}
-
 // fields are the words of an option with a grammar of its own.
 func fields(value string) ([][]string, error) { return [][]string{strings.Fields(value)}, nil }
 
@@ -268,9 +275,6 @@ func headersAndClaims(value string) (lines [][]string, err error) {
 			return nil, errors.New("is not of the form header=claim, such as X-User-Id=sub")
 		}
 		lines = append(lines, []string{header, claim})
-	}
-	if lines == nil {
-		return nil, errNoName
 	}
 	return lines, nil
 }

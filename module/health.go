@@ -28,21 +28,22 @@ type health struct {
 
 // listenHealth takes the address of --health; nil without one.
 func (s *sidecar) listenHealth() (*health, error) {
-	for _, one := range s.settings["health"] {
-		address, err := caddy.NewReplacer().ReplaceOrErr(one.text, true, true)
-		if err != nil {
-			return nil, one.wrap(err)
-		}
-		if !strings.Contains(address, ":") {
-			return nil, one.wrap(errors.New("is not an address such as :8081"))
-		}
-		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			return nil, one.wrap(err)
-		}
-		return &health{listener: listener, metrics: s.on("metrics")}, nil
+	if len(s.settings["health"]) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	one := s.settings["health"][0]
+	address, err := caddy.NewReplacer().ReplaceOrErr(one.text, true, true)
+	if err != nil {
+		return nil, one.wrap(err)
+	}
+	if !strings.Contains(address, ":") {
+		return nil, one.wrap(errors.New("is not an address such as :8081"))
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, one.wrap(err)
+	}
+	return &health{listener: listener, metrics: s.on("metrics")}, nil
 }
 
 // serve answers until the process ends.
