@@ -248,9 +248,11 @@ func TestClientLeavesDuringHandshake(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			kept := make(chan *upstream, 1)
+			over := make(chan struct{})
+			defer close(over)
 			b.answers(func(u *upstream) string {
 				kept <- u
-				_, _ = u.br.Peek(1)
+				<-over // silent, and not reading: the test does that
 				return ""
 			})
 			c := g.connect(t)

@@ -224,11 +224,10 @@ func TestCapEvictsHandshake(t *testing.T) {
 			})
 			first := g.connect(t)
 			first.send([]byte(at(name, token).text(first.host)))
-			u := <-waiting
-			u.t = t
+			<-waiting
 			second := g.connect(t)
 			second.send([]byte(at(name, token).text(second.host)))
-			<-waiting
+			newer := <-waiting
 			a := first.readAnswer("GET")
 			if name == "a" {
 				if a.status != http.StatusTooManyRequests {
@@ -245,8 +244,9 @@ func TestCapEvictsHandshake(t *testing.T) {
 			if a := second.readAnswer("GET"); a.status != http.StatusSwitchingProtocols {
 				t.Errorf("the newer one: status %d, want 101\n%s", a.status, a.text)
 			}
-			var up *upstream
-			for up = b.next(t); up == u; up = b.next(t) { // the first may have been written to after all
+			up := b.next(t)
+			for up != newer { // the first may have been written to after all
+				up = b.next(t)
 			}
 			frame := masked(0x81, []byte("x"))
 			second.send(frame)
@@ -312,7 +312,8 @@ func TestCapFailures(t *testing.T) {
 		gated{name: "abort", gate: "tunnel_name a\n" + limits, before: "abort"}, // panics
 		gated{name: "respond", gate: "tunnel_name a\n" + limits, before: "respond 200"},
 		gated{name: "nothing", gate: "tunnel_name a\n" + limits},
-		gated{name: "a", gate: "tunnel_name a\n" + limits, upstream: b.addr, transport: short},
+		gated{name: "short", gate: "tunnel_name a\n" + limits, upstream: b.addr, transport: short},
+		gated{name: "fit", gate: "tunnel_name a\n" + limits, upstream: b.addr},
 	)
 	token := p.token(g, nil)
 	gone := func(at time.Duration) func(h handshake) answer {
@@ -336,22 +337,22 @@ func TestCapFailures(t *testing.T) {
 		{"backend down", "down", 502, nil},
 		{"dial that hangs", "full", 502, nil},
 		{"client gone during the dial", "full", 499, gone(5 * time.Millisecond)},
-		{"client gone at once", "a-silent", 499, gone(0)},
-		{"client gone while the backend is silent", "a-silent", 499, gone(10 * time.Millisecond)},
-		{"client gone as the 101 comes", "a-slow", 499, gone(20 * time.Millisecond)},
-		{"refused with 403", "a-403", 403, nil},
-		{"reset", "a-reset", 502, nil},
-		{"closed", "a-closed", 502, nil},
-		{"closed within its answer", "a-half", 504, nil},
-		{"timed out", "a-silent", 504, nil},
-		{"wrong accept", "a-accept", 502, nil},
-		{"wrong subprotocol", "a-protocol", 502, nil},
-		{"no HTTP", "a-garbage", 502, nil},
+		{"client gone at once", "short-silent", 499, gone(0)},
+		{"client gone while the backend is silent", "short-silent", 499, gone(10 * time.Millisecond)},
+		{"client gone as the 101 comes", "fit-slow", 499, gone(20 * time.Millisecond)},
+		{"refused with 403", "fit-403", 403, nil},
+		{"reset", "fit-reset", 502, nil},
+		{"closed", "fit-closed", 502, nil},
+		{"closed within its answer", "short-half", 504, nil},
+		{"timed out", "short-silent", 504, nil},
+		{"wrong accept", "fit-accept", 502, nil},
+		{"wrong subprotocol", "fit-protocol", 502, nil},
+		{"no HTTP", "fit-garbage", 502, nil},
 		{"error in a later handler", "error", 503, nil},
 		{"panic in a later handler", "abort", 0, nil},
 		{"later handler that answers", "respond", 200, nil},
 		{"no later handler", "nothing", 502, nil},
-		{"bad token", "a", 401, func(h handshake) answer {
+		{"bad token", "fit", 401, func(h handshake) answer {
 			_, a := g.attempt(h.instead("Authorization", "Authorization: Bearer "+token+"x"))
 			return a
 		}},
@@ -393,7 +394,7 @@ func TestCapFailures(t *testing.T) {
 			stuck := time.AfterFunc(3*time.Minute, func() { t.Error("places do not come back") })
 			wg.Wait()
 			stuck.Stop()
-			intact(t, g, at("a", token), 2)
+			intact(t, g, at("fit", token), 2)
 		})
 	}
 }

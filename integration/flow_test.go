@@ -2,7 +2,7 @@ package integration
 
 import (
 	"bytes"
-	"compress/flate"
+	"compress/zlib"
 	"fmt"
 	"io"
 	"net"
@@ -568,10 +568,10 @@ func TestMaxMessageSize(t *testing.T) {
 	t.Run("permessage-deflate counts what is on the wire", func(t *testing.T) {
 		t.Parallel()
 		var small bytes.Buffer
-		w, _ := flate.NewWriter(&small, flate.BestCompression)
+		w := zlib.NewWriter(&small)
 		_, _ = w.Write(make([]byte, 500_000))
 		_ = w.Flush()
-		wire := bytes.TrimSuffix(small.Bytes(), unhex("0000FFFF")) // RFC 7692 section 7.2.1
+		wire := bytes.TrimSuffix(small.Bytes()[2:], unhex("0000FFFF")) // no header of zlib's; RFC 7692 section 7.2.1
 		if len(wire) > 1000 {
 			t.Fatalf("%d bytes: this test shows nothing", len(wire))
 		}

@@ -59,7 +59,7 @@ type Presented struct {
 // Find returns the token that r presents, and leaves r as it is. A carrier
 // that is there counts even when it is empty, and twice when it is there
 // twice. Two carriers with the very same token present one token. Errors:
-// [ErrNoToken], [ErrSeveralTokens], [ErrLoneSubprotocol].
+// [ErrNoToken], [ErrSeveralTokens] (with PairPrefix nevertheless), [ErrLoneSubprotocol].
 func (c *Carriers) Find(r *http.Request) (Presented, error) {
 	f := finding{onlyCookies: true}
 	for _, name := range c.Headers {
@@ -77,7 +77,7 @@ func (c *Carriers) Find(r *http.Request) (Presented, error) {
 	lone := c.findSubprotocol(&f, r.Header[subprotocolHeader])
 	switch {
 	case f.several:
-		return Presented{}, ErrSeveralTokens
+		return Presented{PairPrefix: f.presented.PairPrefix}, ErrSeveralTokens
 	case lone:
 		return Presented{}, ErrLoneSubprotocol
 	case !f.found:

@@ -98,7 +98,7 @@ func TestCarriersFind(t *testing.T) {
 		{name: "single alone beside a header", lines: []string{"Sec-WebSocket-Protocol: bearer.T", "Authorization: Bearer T"}, err: ErrLoneSubprotocol},
 		{name: "other case", lines: []string{"Sec-WebSocket-Protocol: Bearer, T"}, err: ErrNoToken},
 		{name: "longer word", lines: []string{"Sec-WebSocket-Protocol: bearerT, x"}, err: ErrNoToken},
-		{name: "pair and single", lines: []string{"Sec-WebSocket-Protocol: bearer, T, bearer.T"}, err: ErrSeveralTokens},
+		{name: "pair and single", lines: []string{"Sec-WebSocket-Protocol: bearer, T, bearer.T"}, want: Presented{PairPrefix: "bearer"}, err: ErrSeveralTokens},
 		{name: "single twice", lines: []string{"Sec-WebSocket-Protocol: bearer.T, bearer.T, chat"}, err: ErrSeveralTokens},
 		// S-126
 		{name: "encoded", lines: []string{"Sec-WebSocket-Protocol: " + encoded + ", chat"}, want: Presented{Token: "a.b.c", Source: "subprotocol"}},

@@ -138,8 +138,6 @@ func (c *memConn) SetDeadline(at time.Time) error   { return c.SetReadDeadline(a
 func (c *memConn) SetWriteDeadline(time.Time) error { return nil }
 func (c *memConn) LocalAddr() net.Addr              { return nil }
 func (c *memConn) RemoteAddr() net.Addr             { return nil }
-func (m *memory) String() string                    { return "memory" }
-func (c *memConn) waiting() (in int)                { c.r.mu.Lock(); defer c.r.mu.Unlock(); return len(c.r.queue) }
 
 // kinds are the ways to connect a peer and the gate. The gate's end is first.
 var kinds = []struct {
@@ -231,7 +229,6 @@ type peer struct {
 	r        *bufio.Reader
 	masked   bool // what it sends
 	socket   *Socket
-	got      reference
 	patience time.Duration
 }
 

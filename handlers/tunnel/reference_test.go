@@ -22,8 +22,7 @@ type whole struct {
 	payload []byte // unmasked
 }
 
-func (w whole) opcode() byte  { return w.b0 & 0xF }
-func (w whole) control() bool { return w.opcode() >= 8 }
+func (w whole) opcode() byte { return w.b0 & 0xF }
 
 // code is the close code of a close frame.
 func (w whole) code() uint16 {

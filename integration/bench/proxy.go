@@ -98,6 +98,29 @@ func contenders(o options, dir, backend string) ([]*proxy, error) {
 	}
 }
 `, append([]string(nil), caddy...)...),
+		// The limits are beyond what the load reaches: what is measured is
+		// their cost, not their effect.
+		add("wsgate, every limit", o.binary, "limits", caddyHead+`
+	ws_gate {
+		issuer `+issuerName+` {
+			jwks_file {{dir}}/jwks.json
+			audience `+audience+`
+		}
+		handshake_rate   1000000/1s by ip
+		handshake_rate   1000000/1s by user
+		max_connections  1000000 by user
+		max_connections  1000000 by ip
+		message_rate     100000000/1s
+		byte_rate        1GiB/1s burst 1GiB
+		max_message_size 1GiB
+		idle_timeout     1h
+		max_lifetime     12h
+	}
+	reverse_proxy {{backend}} {
+		transport ws_tunnel
+	}
+}
+`, append([]string(nil), caddy...)...),
 		add(plain, o.binary, "plain", caddyHead+`
 	reverse_proxy {{backend}}
 }
