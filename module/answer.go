@@ -101,7 +101,7 @@ func (g *Gate) answerTo(err error) answer {
 // a close frame: Origin, and everything from the token on.
 func (a answer) closable() bool {
 	switch a.reason {
-	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonRevoked, reasonNoKeys, reasonClaims, reasonCap:
+	case reasonOrigin, reasonNoToken, reasonSeveralTokens, reasonInvalidToken, reasonRevoked, reasonNoKeys, reasonClaims, reasonCap, reasonStore:
 		return true
 	case reasonRate:
 		return a.known

@@ -2,7 +2,6 @@ package module
 
 import (
 	"bufio"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,6 +15,9 @@ import (
 
 // closeLinger is how long a refused client may take to answer the close frame.
 const closeLinger = time.Second
+
+// maxLateMessages is how many messages it may have sent before it saw that.
+const maxLateMessages = 64
 
 // closeCodes are what a status becomes with on_reject close, and the words
 // that go with it: RFC 6455 §7.4.1 and the registry of IANA.
@@ -61,11 +63,23 @@ func (g *Gate) refuseByClose(w http.ResponseWriter, v *visit, a answer) error {
 	c := closeCodes[a.status]
 	deadline := time.Now().Add(closeLinger)
 	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(c.code, c.text), deadline)
-	// Closing with bytes unread would reset the connection and could take the
-	// close frame with it.
-	_ = conn.SetReadDeadline(deadline)
-	_, _ = io.Copy(io.Discard, io.LimitReader(conn.NetConn(), maxEarly))
+	awaitClose(conn, deadline)
 	return nil
+}
+
+// awaitClose reads until the client has answered the close frame: a browser
+// tells its page only when the connection has ended, so nobody waits longer
+// than that. Closing with bytes unread would reset the connection and could
+// take the close frame with it.
+func awaitClose(conn *websocket.Conn, deadline time.Time) {
+	_ = conn.SetReadDeadline(deadline)
+	conn.SetReadLimit(maxEarly)
+	conn.SetCloseHandler(func(int, string) error { return nil }) // ours is out already
+	for range maxLateMessages {
+		if _, _, err := conn.NextReader(); err != nil {
+			return
+		}
+	}
 }
 
 // answerable is a subprotocol that the client offered and that is no token: a

@@ -29,6 +29,8 @@ func TestRefuseByClose(t *testing.T) {
 		{"cap", errEvicted, "", 1013, ""},
 		{"rate by user", &limitError{reason: reasonRate, known: true}, "", 1013, ""},
 		{"no keys", auth.ErrKeysUnavailable, "", 1013, ""},
+		{"store away", errStore, "", 1013, ""},
+		{"two pairs", auth.ErrSeveralTokens, "bearer, abc, bearer, def", 1002, "bearer"},
 		{"rate by address", &limitError{reason: reasonRate}, "", 0, ""},
 		{"malformed", &handshake.Error{Status: 400}, "", 0, ""},
 		{"version", &handshake.Error{Status: 426}, "", 0, ""},
