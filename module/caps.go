@@ -131,8 +131,9 @@ func (p *place) hand() bool {
 
 // releaseSlots is what a socket calls when its places are free: also one that
 // came without any, since a later config may count it, see adopt.
-func releaseSlots(id string) func() {
-	return func() { caps.Release(id) }
+func (g *Gate) releaseSlots(id string) func() {
+	from := g.store
+	return func() { from.Release(id) }
 }
 
 // leave gives the place back, unless a socket has it.

@@ -63,14 +63,17 @@ func (w *upgradeWriter) accept(b *accepted) error {
 	if w.visit.place.lost() {
 		return errEvicted
 	}
-	subprotocol := w.answer(b.header)
+	a := w.gate.accepted(w.visit, b)
+	a.Subprotocol = w.answer(b.header)
 	w.upgraded = true
 	w.ResponseWriter.WriteHeader(http.StatusSwitchingProtocols)
 	conn, brw, err := hijackInnermost(w.ResponseWriter)
 	if err != nil {
+		a.Release()
 		return fmt.Errorf("taking over the client's connection: %w", err)
 	}
-	w.gate.open(w.visit, b, subprotocol, conn, buffered(brw.Reader))
+	a.Client, a.ClientEarly = conn, buffered(brw.Reader)
+	w.gate.open(w.visit, a)
 	return nil
 }
 
@@ -179,24 +182,23 @@ func (w *upgradeWriter) dropAnswer() {
 	}
 }
 
-// open starts the tunnel.
-func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, early []byte) {
+// accepted is the socket to be, all but the client's side. What it shares with
+// the user's other sockets it holds from here on: before the client knows that
+// it is in.
+func (g *Gate) accepted(v *visit, b *accepted) tunnel.Accepted {
 	a := tunnel.Accepted{
 		Identity: tunnel.Identity{
-			ID:          v.id,
-			Tunnel:      g.TunnelName,
-			User:        v.token.User,
-			Issuer:      v.token.Issuer,
-			TokenID:     v.token.ID,
-			SessionID:   v.token.SessionID,
-			ClientIP:    v.clientIP(),
-			Upstream:    b.upstream,
-			Subprotocol: subprotocol,
-			Expires:     v.token.Expires,
+			ID:        v.id,
+			Tunnel:    g.TunnelName,
+			User:      v.token.User,
+			Issuer:    v.token.Issuer,
+			TokenID:   v.token.ID,
+			SessionID: v.token.SessionID,
+			ClientIP:  v.clientIP(),
+			Upstream:  b.upstream,
+			Expires:   v.token.Expires,
 		},
 		Policy:       g.policy,
-		Client:       client,
-		ClientEarly:  early,
 		Backend:      b.conn,
 		BackendEarly: b.early,
 		Reserved:     b.reserved,
@@ -207,7 +209,12 @@ func (g *Gate) open(v *visit, b *accepted, subprotocol string, client net.Conn, 
 	messages, releaseMessages := g.MessageRate.pace("message_rate", g.TunnelName, user)
 	bytes, releaseBytes := g.ByteRate.pace("byte_rate", g.TunnelName, user)
 	a.Limits = tunnel.Limits{MaxMessage: g.MaxMessageSize, Messages: messages, Bytes: bytes}
-	a.Release = releaseAll(releaseSlots(v.id), releaseMessages, releaseBytes)
+	a.Release = releaseAll(g.releaseSlots(v.id), releaseMessages, releaseBytes)
+	return a
+}
+
+// open starts the tunnel.
+func (g *Gate) open(v *visit, a tunnel.Accepted) {
 	s := tunnel.Start(a)
 	// What was decided after the last look, and before there was a socket to
 	// find.

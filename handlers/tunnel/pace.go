@@ -109,12 +109,12 @@ func (l *limiter) passing(n uint64) (wait time.Duration) {
 	return wait
 }
 
-// rest waits before more of f goes on, unless the socket ends. The client is
-// not read meanwhile, and its clock of life stands still as with a backend
-// that does not read.
-func (l *limiter) rest(f *flow, d time.Duration) {
+// rest waits before more of f goes on. It reports false if the socket is cut
+// meanwhile: then nothing more may. The client is not read while it waits, and
+// its clock of life stands still as with a backend that does not read.
+func (l *limiter) rest(f *flow, d time.Duration) bool {
 	if d <= 0 {
-		return
+		return true
 	}
 	f.writing.Store(true)
 	defer f.writing.Store(false)
@@ -122,7 +122,9 @@ func (l *limiter) rest(f *flow, d time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return true
 	case <-l.done:
+		return false
 	}
 }
 
@@ -136,7 +138,9 @@ func (s *Socket) relayLimited(f *flow, p []byte) {
 			return
 		}
 		f.nheld = 0 // still stands in p
-		f.limiter.rest(f, c.wait)
+		if !f.limiter.rest(f, c.wait) {
+			f.blind = true
+		}
 		p = p[c.next:]
 	}
 }

@@ -145,8 +145,9 @@ func (s *Socket) relayPiece(f *flow, p []byte) *chunk {
 	if s.policy.IdleTimeout > 0 && bytes+messages > 0 {
 		s.data.Store(int64(s.now()))
 	}
-	if f.limiter != nil {
-		f.limiter.rest(f, f.limiter.passing(bytes))
+	if f.limiter != nil && !f.limiter.rest(f, f.limiter.passing(bytes)) {
+		f.blind = true
+		return c
 	}
 	f.write(p[:c.keep], c)
 	switch {

@@ -196,13 +196,22 @@ http {
 }
 `
 
+// nextPort is below the range that the system takes for outgoing connections:
+// a port of that range may be taken again before the proxy has it.
+var nextPort = 20000 + os.Getpid()%10000
+
 func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
+	for range 2000 {
+		if nextPort++; nextPort >= 32000 {
+			nextPort = 20000
+		}
+		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(nextPort)))
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().String(), nil
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+	return "", errors.New("looking for a free port: there is none")
 }
 
 func (p *proxy) pid() int { return p.cmd.Process.Pid }
