@@ -48,9 +48,9 @@ func (observer) Pong(s *tunnel.Socket, rtt time.Duration) {
 	metrics.rtt.WithLabelValues(s.Tunnel).Observe(rtt.Seconds())
 }
 
-// Closed implements tunnel.Observer.
+// Closed implements tunnel.Observer. Only when all is said the socket ceases to
+// be live: a drain waits for that.
 func (observer) Closed(s *tunnel.Socket, end tunnel.Summary) {
-	metrics.sockets.closed(s, end)
 	metrics.closes.WithLabelValues(s.Tunnel, string(end.By), end.Reason).Inc()
 	metrics.duration.WithLabelValues(s.Tunnel).Observe(end.Duration.Seconds())
 	perUpstream.add(s.Upstream, -1)
@@ -59,6 +59,7 @@ func (observer) Closed(s *tunnel.Socket, end tunnel.Summary) {
 		c.Write(summaryFields(s, end)...)
 	}
 	emit(eventClosed, func() map[string]any { return eventData(summaryFields(s, end)) })
+	metrics.sockets.closed(s, end)
 }
 
 // summaryFields are the fields of the line about a socket's end.
