@@ -85,13 +85,20 @@ func awaitClose(conn *websocket.Conn, deadline time.Time) {
 // answerable is a subprotocol that the client offered and that is no token: a
 // browser fails a socket whose offer gets no answer, and shows no code.
 func (g *Gate) answerable(v *visit) string {
+	rest, pair := g.besideToken(v)
+	if len(rest) > 0 {
+		return rest[0]
+	}
+	return pair
+}
+
+// besideToken are the subprotocols that the client offered and that carry no
+// token, and the prefix of a pair, if there is one.
+func (g *Gate) besideToken(v *visit) (rest []string, pair string) {
 	offer := &http.Request{URL: new(url.URL), Header: http.Header{"Sec-Websocket-Protocol": v.offer}}
 	presented, _ := g.carriers.Find(offer)
 	g.carriers.Strip(offer)
-	if rest := handshake.Offered(offer); len(rest) > 0 {
-		return rest[0]
-	}
-	return presented.PairPrefix
+	return handshake.Offered(offer), presented.PairPrefix
 }
 
 // hijacker is for the upgrader, which asks the writer itself and not those

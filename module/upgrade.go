@@ -2,6 +2,7 @@ package module
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -57,11 +58,20 @@ type upgradeWriter struct {
 	upgraded  bool // the 101 is out, and nothing else may be
 }
 
+// errTokenChosen keeps a token that was forwarded out of the 101.
+var errTokenChosen = errors.New("the backend chose the token for its subprotocol")
+
 // accept completes the handshake: the 101 goes out, and both connections go
 // to a tunnel. When it fails, the backend's connection is still the caller's.
 func (w *upgradeWriter) accept(b *accepted) error {
 	if w.visit.place.lost() {
 		return errEvicted
+	}
+	if chosen := b.header.Get("Sec-Websocket-Protocol"); chosen != "" && w.gate.ForwardToken {
+		rest, pair := w.gate.besideToken(w.visit)
+		if chosen != pair && !slices.Contains(rest, chosen) {
+			return errTokenChosen
+		}
 	}
 	a := w.gate.accepted(w.visit, b)
 	a.Subprotocol = w.answer(b.header)

@@ -227,6 +227,28 @@ func TestUpgradeSubprotocol(t *testing.T) {
 	}
 }
 
+// S-123: with forward_token the backend sees the token among the offers, and
+// may not send it back to where it came from.
+func TestUpgradeNeverEchoesTheToken(t *testing.T) {
+	const token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln"
+	for chosen, status := range map[string]int{
+		"bearer." + token: http.StatusBadGateway,
+		token:             http.StatusBadGateway,
+		"chat.v1":         http.StatusSwitchingProtocols,
+	} {
+		g, _ := newGate(t, object{"forward_token": true})
+		near, far := pair(t)
+		s := serve(t, g, writers["bare"], accepting(t, near, nil, http.Header{"Sec-WebSocket-Protocol": {chosen}}), nil,
+			func(v *visit) { v.offer = []string{"bearer." + token + ", chat.v1"} })
+		if s.StatusCode != status || strings.Contains(s.Header.Get("Sec-Websocket-Protocol"), token) {
+			t.Errorf("chosen %q: %d %v", chosen, s.StatusCode, s.Header)
+		}
+		s.conn.Close()
+		far.Close()
+		eventually(t, "ended", func() bool { return live.Len() == 0 })
+	}
+}
+
 // Without ws_tunnel a handshake is refused, not let through, and nothing of
 // the backend's 101 gets out.
 func TestUpgradeWithoutTunnel(t *testing.T) {
