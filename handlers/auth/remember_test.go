@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/big"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -158,6 +159,30 @@ func BenchmarkVerifyES256(b *testing.B) {
 			b.Fatal(err)
 		}
 		i++
+	}
+}
+
+// BenchmarkVerifyBad is what a stranger's token costs: never more than a good
+// one, and nothing of it is kept.
+func BenchmarkVerifyBad(b *testing.B) {
+	good := distinct(1)[0]
+	for name, token := range map[string]string{
+		"signature":   mint("ES256", p256Key2(), object{"kid": "k"}, claimsNow()),
+		"unknown kid": mint("ES256", p256Key2(), object{"kid": "x"}, claimsNow()),
+		"algorithm":   mint("HS256", make([]byte, 32), object{"kid": "k"}, claimsNow()),
+		"form":        good + "=",
+		"dots":        strings.Repeat(".", maxToken),
+		"too long":    strings.Repeat("a", 1<<20),
+	} {
+		b.Run(name, func(b *testing.B) {
+			v := verifierOf(b, fixedSource(jwks(jwkOf(p256Key1(), "k"))))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := v.Verify(context.Background(), token); err == nil {
+					b.Fatal("accepted")
+				}
+			}
+		})
 	}
 }
 

@@ -93,6 +93,9 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 	if len(token) > maxToken {
 		return nil, errTooLong
 	}
+	if _, _, _, err := split(token); err != nil {
+		return nil, err // before anything is made of it (S-44)
+	}
 	sum := tokenSum(token)
 	if known := v.remembered.find(sum, v.now(), v.Leeway); known != nil {
 		return known, nil
