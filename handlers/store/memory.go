@@ -1,7 +1,6 @@
 package store
 
 import (
-	"container/list"
 	"context"
 	"sync"
 )
@@ -10,14 +9,23 @@ import (
 // Keys without connections take no memory.
 type Memory struct {
 	mu     sync.Mutex
-	queues map[string]*list.List // ids by key, the oldest in front
-	places map[string][]place    // by id
+	queues map[string]*queue // by key
+	places map[string]*place // the first of each connection, by id
+}
+
+// queue are the connections under one key, the oldest in front.
+type queue struct {
+	key         string
+	first, last *place
+	n           int
 }
 
 // place is where a connection stands under one key.
 type place struct {
-	key     string
-	element *list.Element
+	id         string
+	queue      *queue
+	prev, next *place // in the queue
+	also       *place // the same connection's, under another key
 }
 
 // Acquire implements Store. It never fails.
@@ -33,7 +41,7 @@ func (m *Memory) Acquire(_ context.Context, id string, slots []Slot) (Verdict, e
 	for _, slot := range slots {
 		// More than one where the cap was higher before.
 		for m.count(slot.Key) >= slot.Limit {
-			oldest, _ := m.queues[slot.Key].Front().Value.(string)
+			oldest := m.queues[slot.Key].first.id
 			m.release(oldest)
 			evicted = append(evicted, oldest)
 		}
@@ -68,38 +76,60 @@ func (m *Memory) Len() int {
 }
 
 func (m *Memory) count(key string) int {
-	if queue := m.queues[key]; queue != nil {
-		return queue.Len()
+	if q := m.queues[key]; q != nil {
+		return q.n
 	}
 	return 0
 }
 
 // enter counts a connection under a key, once.
 func (m *Memory) enter(id, key string) {
-	for _, p := range m.places[id] {
-		if p.key == key {
+	for p := m.places[id]; p != nil; p = p.also {
+		if p.queue.key == key {
 			return
 		}
 	}
 	if m.queues == nil {
-		m.queues = make(map[string]*list.List)
-		m.places = make(map[string][]place)
+		m.queues = make(map[string]*queue)
+		m.places = make(map[string]*place)
 	}
-	queue := m.queues[key]
-	if queue == nil {
-		queue = list.New()
-		m.queues[key] = queue
+	q := m.queues[key]
+	if q == nil {
+		q = &queue{key: key}
+		m.queues[key] = q
 	}
-	m.places[id] = append(m.places[id], place{key: key, element: queue.PushBack(id)})
+	p := &place{id: id, queue: q, prev: q.last, also: m.places[id]}
+	if q.last == nil {
+		q.first = p
+	} else {
+		q.last.next = p
+	}
+	q.last = p
+	q.n++
+	m.places[id] = p
 }
 
 func (m *Memory) release(id string) {
-	for _, p := range m.places[id] {
-		queue := m.queues[p.key]
-		queue.Remove(p.element)
-		if queue.Len() == 0 {
-			delete(m.queues, p.key)
+	for p := m.places[id]; p != nil; p = p.also {
+		p.leave()
+		if p.queue.n == 0 {
+			delete(m.queues, p.queue.key)
 		}
 	}
 	delete(m.places, id)
+}
+
+// leave takes the place out of its queue.
+func (p *place) leave() {
+	if p.prev == nil {
+		p.queue.first = p.next
+	} else {
+		p.prev.next = p.next
+	}
+	if p.next == nil {
+		p.queue.last = p.prev
+	} else {
+		p.next.prev = p.prev
+	}
+	p.queue.n--
 }

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -33,8 +32,7 @@ type limiter struct {
 	Limits
 	size uint64        // of the current message, as far as its headers tell
 	paid bool          // the frame that comes next was counted already
-	done chan struct{} // closed when nothing is worth waiting for any more
-	stop func()        // closes done
+	cut  chan struct{} // closed when the socket is cut; made by the first wait; guarded by the socket's mu
 }
 
 // Causes by which a client's own doing ends its socket.
@@ -48,8 +46,7 @@ func newLimiter(l Limits) *limiter {
 	if l == (Limits{}) {
 		return nil
 	}
-	done := make(chan struct{})
-	return &limiter{Limits: l, done: done, stop: sync.OnceFunc(func() { close(done) })}
+	return &limiter{Limits: l}
 }
 
 // admit decides about a data frame by its header, before anything of it
@@ -118,14 +115,28 @@ func (l *limiter) rest(f *flow, d time.Duration) bool {
 	}
 	f.writing.Store(true)
 	defer f.writing.Store(false)
+	cut := f.socket.untilCut(l)
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
-	case <-l.done:
+	case <-cut:
 		return false
 	}
+}
+
+// untilCut is closed when the socket is cut.
+func (s *Socket) untilCut(l *limiter) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.cut == nil {
+		l.cut = make(chan struct{})
+		if s.severed {
+			close(l.cut)
+		}
+	}
+	return l.cut
 }
 
 // relayLimited relays p for a client that has limits: in pieces that fit its

@@ -136,6 +136,7 @@ type Socket struct {
 	violation     error    // the rule that was broken first, if that is the cause
 	release       func()
 	pumps         int
+	severed       bool // both connections were cut
 }
 
 // Start takes over the connections of a and relays between them until either
@@ -384,9 +385,12 @@ func (s *Socket) finished() {
 
 // cut ends both connections at once.
 func (s *Socket) cut() {
-	if s.in.limiter != nil {
-		s.in.limiter.stop()
+	s.mu.Lock()
+	if l := s.in.limiter; l != nil && l.cut != nil && !s.severed {
+		close(l.cut)
 	}
+	s.severed = true
+	s.mu.Unlock()
 	s.client.cut()
 	s.backend.cut()
 }
