@@ -64,6 +64,9 @@ var errTokenChosen = errors.New("the backend chose the token for its subprotocol
 // accept completes the handshake: the 101 goes out, and both connections go
 // to a tunnel. When it fails, the backend's connection is still the caller's.
 func (w *upgradeWriter) accept(b *accepted) error {
+	if w.upgraded {
+		return http.ErrHijacked // reverse_proxy tried again after a client that was gone
+	}
 	if w.visit.place.lost() {
 		return errEvicted
 	}
