@@ -141,12 +141,16 @@ func describe(s *tunnel.Socket) connection {
 }
 
 // selection is which sockets a call is about; empty fields match all.
-type selection struct{ user, issuer, tunnel string }
+type selection struct {
+	User   string `json:"user,omitempty"`
+	Issuer string `json:"issuer,omitempty"`
+	Tunnel string `json:"tunnel,omitempty"`
+}
 
 func (sel selection) matches(s *tunnel.Socket) bool {
-	return (sel.user == "" || sel.user == s.User) &&
-		(sel.issuer == "" || sel.issuer == s.Issuer) &&
-		(sel.tunnel == "" || sel.tunnel == s.Tunnel)
+	return (sel.User == "" || sel.User == s.User) &&
+		(sel.Issuer == "" || sel.Issuer == s.Issuer) &&
+		(sel.Tunnel == "" || sel.Tunnel == s.Tunnel)
 }
 
 // sockets are the live sockets of the selection, which do not end yet.
@@ -189,16 +193,17 @@ func listConnections(w http.ResponseWriter, r *http.Request) error {
 			return adminError(http.StatusBadRequest, fmt.Errorf("limit: %q is not a number from 1 to %d", text, listMost))
 		}
 	}
-	sockets := selection{query["user"], query["issuer"], query["tunnel"]}.page(query["after"], limit+1)
+	all := everywhere(r.Context(), order{List: &listing{
+		selection: selection{query["user"], query["issuer"], query["tunnel"]}, After: query["after"], Limit: limit + 1,
+	}})
 	answer := struct {
 		Connections []connection `json:"connections"`
 		Next        string       `json:"next,omitempty"`
-	}{Connections: []connection{}}
-	for _, s := range sockets[:min(limit, len(sockets))] {
-		answer.Connections = append(answer.Connections, describe(s))
-	}
-	if len(sockets) > limit {
-		answer.Next = sockets[limit-1].ID
+		Incomplete  string       `json:"incomplete,omitempty"`
+	}{Connections: []connection{}, Incomplete: all.incomplete}
+	answer.Connections = append(answer.Connections, all.Connections[:min(limit, len(all.Connections))]...)
+	if len(all.Connections) > limit {
+		answer.Next = all.Connections[limit-1].ID
 	}
 	return writeJSON(w, answer)
 }
@@ -207,14 +212,21 @@ func showConnection(w http.ResponseWriter, r *http.Request, id string) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	s := live.Get(id)
-	if s == nil {
-		return errNoConnection
+	all := everywhere(r.Context(), order{Show: id})
+	if len(all.Connections) == 0 {
+		return noConnection(all)
 	}
-	return writeJSON(w, describe(s))
+	return writeJSON(w, all.Connections[0])
 }
 
-var errNoConnection = adminError(http.StatusNotFound, errors.New("no live connection has this id"))
+// noConnection answers for an id that no node has.
+func noConnection(all result) error {
+	text := "no live connection has this id"
+	if all.incomplete != "" {
+		text += "; " + all.incomplete
+	}
+	return adminError(http.StatusNotFound, errors.New(text))
+}
 
 func closeConnection(w http.ResponseWriter, r *http.Request, id string) error {
 	query, err := parameters(r, "code", "reason")
@@ -225,11 +237,11 @@ func closeConnection(w http.ResponseWriter, r *http.Request, id string) error {
 	if err != nil {
 		return err
 	}
-	s := live.Get(id)
-	if s == nil || !s.Close(cause) {
-		return errNoConnection
+	all := everywhere(r.Context(), order{Close: &closing{ID: id, Code: cause.Code, Text: cause.Text}})
+	if all.Count == 0 {
+		return noConnection(all)
 	}
-	return writeClosed(w, 1)
+	return all.write(w, "closed")
 }
 
 func closeConnections(w http.ResponseWriter, r *http.Request) error {
@@ -245,23 +257,15 @@ func closeConnections(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeClosed(w, closeAll(sel.sockets(), cause))
+	return everywhere(r.Context(), order{Close: &closing{selection: sel, Code: cause.Code, Text: cause.Text}}).write(w, "closed")
 }
 
-// closeAll ends the sockets and tells how many were not ending before. Their
-// slots are free when it returns.
-func closeAll(sockets []*tunnel.Socket, cause tunnel.Cause) (closed int) {
-	for _, s := range sockets {
-		if s.Close(cause) {
-			closed++
-		}
-	}
-	return closed
-}
+// causeAdmin ends a socket for a caller of the API who says no more.
+var causeAdmin = tunnel.Cause{By: tunnel.ByGate, Reason: "admin", Code: tunnel.CodePolicy, Text: "closed by the administrator"}
 
 // adminCause is why sockets end that a caller of the API ends.
 func adminCause(query map[string]string) (tunnel.Cause, error) {
-	cause := tunnel.Cause{By: tunnel.ByGate, Reason: "admin", Code: tunnel.CodePolicy, Text: "closed by the administrator"}
+	cause := causeAdmin
 	if text, ok := query["code"]; ok {
 		code, err := strconv.Atoi(text)
 		// RFC 6455 §7.4.1: these say something about what was not sent.
@@ -316,8 +320,13 @@ func writeJSON(w http.ResponseWriter, value any) error {
 	return json.NewEncoder(w).Encode(value)
 }
 
-func writeClosed(w http.ResponseWriter, n int) error {
-	return writeJSON(w, map[string]int{"closed": n})
+// write answers with the number of sockets, under a name.
+func (r result) write(w http.ResponseWriter, name string) error {
+	answer := map[string]any{name: r.Count}
+	if r.incomplete != "" {
+		answer["incomplete"] = r.incomplete
+	}
+	return writeJSON(w, answer)
 }
 
 // adminError is an error in the shape of Caddy's API.

@@ -182,7 +182,7 @@ func TestAdminRefuses(t *testing.T) {
 			t.Errorf("%s %s: no Allow", tc.method, tc.target)
 		}
 	}
-	if s.Ending() || len(revocations.list(time.Now())) != 0 {
+	if s.Ending() || len(revocations.List(time.Now())) != 0 {
 		t.Error("a refused call did something")
 	}
 }

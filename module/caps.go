@@ -53,7 +53,7 @@ func (g *Gate) takeSlots(v *visit) error {
 		if err != nil {
 			return err
 		}
-		slots[i] = store.Slot{Key: g.capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict}
+		slots[i] = store.Slot{Key: capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict}
 	}
 	ctx, cancel := context.WithCancel(v.r.Context())
 	p := &place{id: v.id, store: g.store, cancel: cancel}
@@ -62,7 +62,7 @@ func (g *Gate) takeSlots(v *visit) error {
 	places.ids[v.id] = p
 	places.mu.Unlock()
 	v.place = p
-	verdict, err := g.store.Acquire(ctx, v.id, slots)
+	verdict, err := g.store.Acquire(ctx, store.Request{ID: v.id, Tunnel: g.TunnelName, Slots: slots})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
@@ -83,9 +83,7 @@ func (g *Gate) takeSlots(v *visit) error {
 
 // capKey is the key under which the connections of a tunnel that are alike in
 // this value count.
-func (g *Gate) capKey(by, value string) string {
-	return g.TunnelName + "\x00" + by + "\x00" + value
-}
+func capKey(by, value string) string { return by + "\x00" + value }
 
 // evict ends a connection that lost its place: its socket, or the handshake
 // that may yet become one.
@@ -165,12 +163,12 @@ func (g *Gate) adopt() {
 		for _, m := range g.MaxConnections {
 			switch m.By {
 			case byUser:
-				keys = append(keys, g.capKey(byUser, userKey(s.Issuer, s.User)))
+				keys = append(keys, capKey(byUser, userKey(s.Issuer, s.User)))
 			case byIP:
-				keys = append(keys, g.capKey(byIP, addressKey(s.ClientIP)))
+				keys = append(keys, capKey(byIP, addressKey(s.ClientIP)))
 			}
 		}
-		g.store.Adopt(s.ID, keys)
+		g.store.Adopt(s.ID, s.Tunnel, keys)
 		if s.Ending() {
 			g.store.Release(s.ID)
 		}

@@ -47,17 +47,21 @@ func sendMessage(w http.ResponseWriter, r *http.Request) error {
 	if err := m.check(); err != nil {
 		return adminError(http.StatusBadRequest, err)
 	}
+	return everywhere(r.Context(), order{Send: &m}).write(w, "sent")
+}
+
+// carryOut sends the message and tells to how many.
+func (m message) carryOut() (sent int) {
 	var frame []byte
 	if m.Text != nil {
 		frame = tunnel.TextMessage(*m.Text)
-	} else {
+	} else if m.Binary != nil {
 		frame = tunnel.BinaryMessage(*m.Binary)
 	}
-	sent := 0
 	for _, s := range (selection{m.User, m.Issuer, m.Tunnel}).sockets() {
-		if s.Send(frame) {
+		if frame != nil && s.Send(frame) {
 			sent++
 		}
 	}
-	return writeJSON(w, map[string]int{"sent": sent})
+	return sent
 }

@@ -1,21 +1,15 @@
 package module
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/wsgate/caddy-wsgate/handlers/auth"
+	"github.com/wsgate/caddy-wsgate/handlers/store"
 	"github.com/wsgate/caddy-wsgate/handlers/tunnel"
 )
-
-// maxRevocations bounds how many revocations are kept. Those with an end
-// vanish by themselves.
-const maxRevocations = 100_000
 
 // maxRevocation bounds one of them: no token is longer.
 const maxRevocation = 8 << 10
@@ -30,10 +24,9 @@ type revocation struct {
 	Until     *time.Time `json:"until,omitempty"`
 }
 
-// subject is a revocation without its end.
-type subject struct{ id, user, session, issuer string }
-
-func (r revocation) subject() subject { return subject{r.ID, r.User, r.SessionID, r.Issuer} }
+func (r revocation) subject() store.Subject {
+	return store.Subject{TokenID: r.ID, User: r.User, SessionID: r.SessionID, Issuer: r.Issuer}
+}
 
 // check refuses what names nothing, or more than one thing.
 func (r revocation) check(now time.Time) error {
@@ -55,94 +48,8 @@ func (r revocation) check(now time.Time) error {
 	return nil
 }
 
-// revocations are those of this process. They outlive configs.
-var revocations = revocationSet{until: make(map[subject]time.Time)}
-
-type revocationSet struct {
-	mu    sync.RWMutex
-	until map[subject]time.Time // zero: until lifted
-	swept time.Time
-}
-
-// add keeps a revocation, or reports false if there is no room.
-func (r *revocationSet) add(s subject, until time.Time, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, known := r.until[s]; !known && len(r.until) >= maxRevocations {
-		r.sweep(now)
-		if len(r.until) >= maxRevocations {
-			return false
-		}
-	}
-	if now.Sub(r.swept) > time.Minute {
-		r.sweep(now)
-	}
-	r.until[s] = until
-	return true
-}
-
-// lift forgets a revocation, and reports whether there was one.
-func (r *revocationSet) lift(s subject, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	until, known := r.until[s]
-	delete(r.until, s)
-	return known && holds(until, now)
-}
-
-// list is what holds now.
-func (r *revocationSet) list(now time.Time) []revocation {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	all := []revocation{}
-	for s, until := range r.until {
-		if !holds(until, now) {
-			continue
-		}
-		entry := revocation{ID: s.id, User: s.user, SessionID: s.session, Issuer: s.issuer}
-		if !until.IsZero() {
-			until := until.UTC()
-			entry.Until = &until
-		}
-		all = append(all, entry)
-	}
-	slices.SortFunc(all, func(a, b revocation) int {
-		return cmp.Or(cmp.Compare(a.Issuer, b.Issuer), cmp.Compare(a.User, b.User), cmp.Compare(a.SessionID, b.SessionID), cmp.Compare(a.ID, b.ID))
-	})
-	return all
-}
-
-// sweep forgets what has ended. mu is held.
-func (r *revocationSet) sweep(now time.Time) {
-	r.swept = now
-	for s, until := range r.until {
-		if !holds(until, now) {
-			delete(r.until, s)
-		}
-	}
-}
-
-func holds(until, now time.Time) bool { return until.IsZero() || now.Before(until) }
-
-// covers reports whether tokens with this identity are refused.
-func (r *revocationSet) covers(issuer, user, id, session string, now time.Time) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if len(r.until) == 0 {
-		return false
-	}
-	for _, issuer := range [...]string{issuer, ""} {
-		for _, s := range [...]subject{{user: user, issuer: issuer}, {id: id, issuer: issuer}, {session: session, issuer: issuer}} {
-			if s == (subject{issuer: issuer}) {
-				continue // the token has no such claim
-			}
-			if until, known := r.until[s]; known && holds(until, now) {
-				return true
-			}
-		}
-	}
-	return false
-}
+// revocations are those that this process knows. They outlive configs.
+var revocations store.Revocations
 
 // errRevoked refuses a token that was good until somebody revoked it.
 var errRevoked = errors.New("revoked")
@@ -156,7 +63,7 @@ func (g *Gate) checkRevoked(v *visit) error {
 }
 
 func revoked(t *auth.Token) bool {
-	return revocations.covers(t.Issuer, t.User, t.ID, t.SessionID, time.Now())
+	return revocations.Covers(t.Issuer, t.User, t.ID, t.SessionID, time.Now())
 }
 
 // causeRevoked ends a socket whose token was revoked.
@@ -166,7 +73,7 @@ var causeRevoked = tunnel.Cause{By: tunnel.ByGate, Reason: "revoked", Code: tunn
 func closeRevoked() (closed int) {
 	now := time.Now()
 	for s := range live.All() {
-		if revocations.covers(s.Issuer, s.User, s.TokenID, s.SessionID, now) && s.Close(causeRevoked) {
+		if revocations.Covers(s.Issuer, s.User, s.TokenID, s.SessionID, now) && s.Close(causeRevoked) {
 			closed++
 		}
 	}
@@ -177,7 +84,16 @@ func listRevocations(w http.ResponseWriter, r *http.Request) error {
 	if _, err := parameters(r); err != nil {
 		return err
 	}
-	return writeJSON(w, map[string][]revocation{"revocations": revocations.list(time.Now())})
+	all := []revocation{}
+	for _, r := range revocations.List(time.Now()) {
+		entry := revocation{ID: r.TokenID, User: r.User, SessionID: r.SessionID, Issuer: r.Issuer}
+		if !r.Until.IsZero() {
+			until := r.Until.UTC()
+			entry.Until = &until
+		}
+		all = append(all, entry)
+	}
+	return writeJSON(w, map[string][]revocation{"revocations": all})
 }
 
 func addRevocation(w http.ResponseWriter, r *http.Request) error {
@@ -192,14 +108,15 @@ func addRevocation(w http.ResponseWriter, r *http.Request) error {
 	if err := entry.check(now); err != nil {
 		return adminError(http.StatusBadRequest, err)
 	}
-	var until time.Time
+	said := store.Revocation{Subject: entry.subject()}
 	if entry.Until != nil {
-		until = *entry.Until
+		said.Until = *entry.Until
 	}
-	if !revocations.add(entry.subject(), until, now) {
+	said, room := revocations.Say(said, now)
+	if !room {
 		return adminError(http.StatusInsufficientStorage, errors.New("there are too many revocations: lift some, or give them an end"))
 	}
-	return writeClosed(w, closeRevoked())
+	return everywhere(r.Context(), order{Revoke: &said}).write(w, "closed")
 }
 
 func liftRevocation(w http.ResponseWriter, r *http.Request) error {
@@ -212,8 +129,11 @@ func liftRevocation(w http.ResponseWriter, r *http.Request) error {
 	if err := entry.check(now); err != nil {
 		return adminError(http.StatusBadRequest, err)
 	}
-	if !revocations.lift(entry.subject(), now) {
+	if !revocations.Holds(entry.subject(), now) {
 		return adminError(http.StatusNotFound, errors.New("no such revocation"))
 	}
-	return writeJSON(w, map[string]int{"lifted": 1})
+	said, _ := revocations.Say(store.Revocation{Subject: entry.subject(), Lifted: true}, now)
+	all := everywhere(r.Context(), order{Revoke: &said})
+	all.Count = 1
+	return all.write(w, "lifted")
 }

@@ -29,35 +29,40 @@ type place struct {
 }
 
 // Acquire implements Store. It never fails.
-func (m *Memory) Acquire(_ context.Context, id string, slots []Slot) (Verdict, error) {
+func (m *Memory) Acquire(_ context.Context, r Request) (Verdict, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i, slot := range slots {
-		if !slot.Evict && m.count(slot.Key) >= slot.Limit {
-			return Verdict{Full: i}, nil
+	verdict := admitted
+	for i, slot := range r.Slots {
+		if !slot.Evict && m.count(within(r.Tunnel, slot.Key)) >= slot.Limit {
+			verdict.Full = i
+			return verdict, nil
 		}
 	}
-	var evicted []string
-	for _, slot := range slots {
+	for _, slot := range r.Slots {
+		key := within(r.Tunnel, slot.Key)
 		// More than one where the cap was higher before.
-		for m.count(slot.Key) >= slot.Limit {
-			oldest := m.queues[slot.Key].first.id
+		for m.count(key) >= slot.Limit {
+			oldest := m.queues[key].first.id
 			m.release(oldest)
-			evicted = append(evicted, oldest)
+			verdict.Evicted = append(verdict.Evicted, oldest)
 		}
 	}
-	for _, slot := range slots {
-		m.enter(id, slot.Key)
+	for _, slot := range r.Slots {
+		m.enter(r.ID, within(r.Tunnel, slot.Key))
 	}
-	return Verdict{Full: -1, Evicted: evicted}, nil
+	return verdict, nil
 }
 
+// within is a key of a tunnel, whose name has no NUL.
+func within(tunnel, key string) string { return tunnel + "\x00" + key }
+
 // Adopt implements Store.
-func (m *Memory) Adopt(id string, keys []string) {
+func (m *Memory) Adopt(id, tunnel string, keys []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, key := range keys {
-		m.enter(id, key)
+		m.enter(id, within(tunnel, key))
 	}
 }
 

@@ -57,7 +57,7 @@ type asked struct {
 
 func (s asked) acquire(id string, slots ...store.Slot) store.Verdict {
 	s.t.Helper()
-	v, err := s.Acquire(context.Background(), id, slots)
+	v, err := s.Acquire(context.Background(), store.Request{ID: id, Tunnel: "chat", Slots: slots})
 	if err != nil {
 		s.t.Fatalf("Acquire %s: %v", id, err)
 	}
@@ -130,7 +130,7 @@ func testParallelCap(t *testing.T, s asked) {
 		key := "u" + strconv.Itoa(round)
 		var in atomic.Int64
 		together(requests, func(i int) {
-			v, err := s.Acquire(context.Background(), fmt.Sprintf("%d-%d", round, i), []store.Slot{reject(key, limit)})
+			v, err := s.Acquire(context.Background(), store.Request{ID: fmt.Sprintf("%d-%d", round, i), Tunnel: "chat", Slots: []store.Slot{reject(key, limit)}})
 			if err == nil && v.Admitted() {
 				in.Add(1)
 			}
@@ -151,7 +151,7 @@ func testChurn(t *testing.T, s asked) {
 		for i := range 300 {
 			key := i % 2
 			id := fmt.Sprintf("%d-%d", worker, i)
-			v, err := s.Acquire(context.Background(), id, []store.Slot{reject("k"+strconv.Itoa(key), limit), reject("all", 2*limit)})
+			v, err := s.Acquire(context.Background(), store.Request{ID: id, Tunnel: "chat", Slots: []store.Slot{reject("k"+strconv.Itoa(key), limit), reject("all", 2*limit)}})
 			if err != nil || !v.Admitted() {
 				s.Release(id) // as a handshake does that was refused
 				continue
@@ -215,7 +215,7 @@ func testParallelEvict(t *testing.T, s asked) {
 		var mu sync.Mutex
 		lost := make(map[string]int)
 		together(requests, func(i int) {
-			v, err := s.Acquire(context.Background(), fmt.Sprintf("%d-%d", round, i), []store.Slot{evict(key, limit)})
+			v, err := s.Acquire(context.Background(), store.Request{ID: fmt.Sprintf("%d-%d", round, i), Tunnel: "chat", Slots: []store.Slot{evict(key, limit)}})
 			if err != nil || !v.Admitted() {
 				t.Errorf("%+v, %v; want admitted", v, err)
 			}
@@ -285,12 +285,12 @@ func testSameKeyTwice(t *testing.T, s asked) {
 
 func testAdopt(t *testing.T, s asked) {
 	s.wantIn("a", reject("u", 1))
-	s.Adopt("a", []string{"u", "ip"}) // u counts it already
-	s.Adopt("a", []string{"ip", "ip"})
+	s.Adopt("a", "chat", []string{"u", "ip"}) // u counts it already
+	s.Adopt("a", "chat", []string{"ip", "ip"})
 	s.wantCount("u", 1)
 	s.wantCount("ip", 1)
 	for _, id := range []string{"b", "c", "d"} {
-		s.Adopt(id, []string{"u"}) // whatever the cap: they are there
+		s.Adopt(id, "chat", []string{"u"}) // whatever the cap: they are there
 	}
 	s.wantFull("e", 0, reject("u", 4))
 	s.wantEvicted("e", []string{"a", "b", "c"}, evict("u", 2))
@@ -298,7 +298,7 @@ func testAdopt(t *testing.T, s asked) {
 	s.Release("d")
 	s.Release("e")
 	s.wantCount("u", 0)
-	s.Adopt("f", nil)
+	s.Adopt("f", "chat", nil)
 	s.Release("f")
 }
 
@@ -352,7 +352,7 @@ func testModel(t *testing.T, s asked) {
 				c.keys = append(c.keys, key)
 			}
 		}
-		want := store.Verdict{Full: -1}
+		want := store.Verdict{Limited: -1, Full: -1}
 		for i, slot := range slots {
 			if !slot.Evict && len(under(slot.Key)) >= slot.Limit {
 				want.Full = i
@@ -394,8 +394,8 @@ func TestMemoryReturnsToZero(t *testing.T) {
 	ctx := context.Background()
 	for i := range 10_000 {
 		id, key := "c"+strconv.Itoa(i), "u"+strconv.Itoa(i%4000)
-		_, _ = m.Acquire(ctx, id, []store.Slot{reject(key, 1), evict("ip", 100)})
-		m.Adopt(id, []string{"ip", "tenant"})
+		_, _ = m.Acquire(ctx, store.Request{ID: id, Tunnel: "chat", Slots: []store.Slot{reject(key, 1), evict("ip", 100)}})
+		m.Adopt(id, "chat", []string{"ip", "tenant"})
 	}
 	for i := range 10_000 {
 		m.Release("c" + strconv.Itoa(i))
@@ -413,7 +413,7 @@ func BenchmarkAcquire(b *testing.B) {
 	slots := []store.Slot{reject("u", 5), evict("ip", 1000)}
 	b.ReportAllocs()
 	for b.Loop() {
-		_, _ = m.Acquire(context.Background(), "c", slots)
+		_, _ = m.Acquire(context.Background(), store.Request{ID: "c", Tunnel: "chat", Slots: slots})
 		m.Release("c")
 	}
 }
