@@ -67,11 +67,15 @@ func (o option) store() (json.RawMessage, error) {
 		return nil, o.Errf("store: there is none named %q", name)
 	}
 	store := info.New()
-	if unmarshaler, ok := store.(caddyfile.Unmarshaler); ok {
-		if err := unmarshaler.UnmarshalCaddyfile(o.NewFromNextSegment()); err != nil {
-			return nil, err
-		}
-	} else if err := o.noBlock(); err != nil {
+	switch store := store.(type) {
+	case *module.RedisStore:
+		err = o.redis(store)
+	case caddyfile.Unmarshaler:
+		err = store.UnmarshalCaddyfile(o.NewFromNextSegment())
+	default:
+		err = o.noBlock()
+	}
+	if err != nil {
 		return nil, err
 	}
 	return caddyconfig.JSONModuleObject(store, "module", name, nil), nil

@@ -27,15 +27,49 @@ func TestEveryFieldHasAnOption(t *testing.T) {
 		for _, raw := range gatesIn(t, result) {
 			noteSet(reflect.ValueOf(gateOf(t, raw)), set)
 		}
+		noteApp(t, result, set)
 	}
 	docs := fieldDocs(t)
-	for field := range fieldsOf(reflect.TypeFor[module.Gate]()) {
-		if !set[field] {
-			t.Errorf("%s: no golden sets it", field)
+	for _, typ := range []reflect.Type{reflect.TypeFor[module.Gate](), reflect.TypeFor[module.App](), reflect.TypeFor[module.RedisStore]()} {
+		for field := range fieldsOf(typ) {
+			if !set[field] {
+				t.Errorf("%s: no golden sets it", field)
+			}
+			if docs[field] == "" {
+				t.Errorf("%s: has no doc comment, which is its documentation", field)
+			}
 		}
-		if docs[field] == "" {
-			t.Errorf("%s: has no doc comment, which is its documentation", field)
-		}
+	}
+}
+
+// noteApp notes the fields of the app and of its store that a config sets.
+func noteApp(t *testing.T, config string, set map[string]bool) {
+	t.Helper()
+	var root struct {
+		Apps struct {
+			Gate json.RawMessage `json:"ws_gate"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal([]byte(config), &root); err != nil {
+		t.Fatal(err)
+	}
+	if root.Apps.Gate == nil {
+		return
+	}
+	app := new(module.App)
+	if err := caddy.StrictUnmarshalJSON(root.Apps.Gate, app); err != nil {
+		t.Fatalf("%v in %s", err, root.Apps.Gate)
+	}
+	noteSet(reflect.ValueOf(app), set)
+	var store struct {
+		Module string `json:"module"`
+		module.RedisStore
+	}
+	if err := json.Unmarshal(app.StoreRaw, &store); app.StoreRaw != nil && err != nil {
+		t.Fatal(err)
+	}
+	if store.Module == "redis" {
+		noteSet(reflect.ValueOf(store.RedisStore), set)
 	}
 }
 

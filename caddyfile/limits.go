@@ -15,7 +15,7 @@ import (
 
 // handshakeRate parses a rate of requests. Syntax:
 //
-//	handshake_rate <number>/<duration> [burst <number>] [by ip|user|<placeholder>]
+//	handshake_rate <number>/<duration> [burst <number>] [by ip|user|<placeholder>] [shared]
 func (p *gateParser) handshakeRate(o option) error {
 	r := new(module.HandshakeRate)
 	if !o.NextArg() {
@@ -31,6 +31,8 @@ func (p *gateParser) handshakeRate(o option) error {
 			r.Burst, err = o.number()
 		case word == "by" && r.By == "":
 			r.By, err = o.by()
+		case word == "shared" && !r.Shared:
+			r.Shared = true
 		default:
 			err = o.Errf("handshake_rate: unexpected argument %q", word)
 		}

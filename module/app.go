@@ -37,6 +37,7 @@ type App struct {
 	Drain *Drain `json:"drain,omitempty"`
 
 	store         store.Store
+	remote        remoteStore // the same, where it is one
 	spread, grace time.Duration
 
 	ctx     caddy.Context
@@ -67,6 +68,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("loading store: %w", err)
 		}
 		a.store = module.(storeModule).Store()
+		a.remote, _ = module.(remoteStore)
 	}
 	if a.Drain == nil {
 		a.Drain = new(Drain)
@@ -111,6 +113,9 @@ func (a *App) run() {
 	emitting.Store(a.emitter)
 	for _, source := range a.sources {
 		source.SetLogger(a.logger)
+	}
+	if a.remote != nil {
+		a.remote.Start()
 	}
 }
 

@@ -44,41 +44,60 @@ var errStore = errors.New("asking the store")
 // takeSlots takes a place under every cap, before anything is dialled, and
 // ends those that had to make room.
 func (g *Gate) takeSlots(v *visit) error {
-	if !v.handshake || len(g.MaxConnections) == 0 {
+	var slots []store.Slot
+	if v.handshake {
+		for _, m := range g.MaxConnections {
+			n, err := m.limit(v)
+			if err != nil {
+				return err
+			}
+			slots = append(slots, store.Slot{Key: capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict})
+		}
+	}
+	if len(slots) > 0 {
+		ctx, cancel := context.WithCancel(v.r.Context())
+		v.r = v.r.WithContext(ctx)
+		v.place = &place{id: v.id, store: g.store, cancel: cancel}
+		// Before it has a place: whoever evicts it must find it.
+		places.mu.Lock()
+		places.ids[v.id] = v.place
+		places.mu.Unlock()
+	}
+	if len(slots)+len(v.rates) == 0 {
 		return nil
 	}
-	slots := make([]store.Slot, len(g.MaxConnections))
-	for i, m := range g.MaxConnections {
-		n, err := m.limit(v)
-		if err != nil {
-			return err
-		}
-		slots[i] = store.Slot{Key: capKey(m.By, v.key(m.By)), Limit: n, Evict: m.OnFull == onFullEvict}
+	evicted, err := g.ask(v, v.rates, slots)
+	for _, id := range evicted {
+		evict(id)
 	}
-	ctx, cancel := context.WithCancel(v.r.Context())
-	p := &place{id: v.id, store: g.store, cancel: cancel}
-	// Before it has a place: whoever evicts it must find it.
-	places.mu.Lock()
-	places.ids[v.id] = p
-	places.mu.Unlock()
-	v.place = p
-	verdict, err := g.store.Acquire(ctx, store.Request{ID: v.id, Tunnel: g.TunnelName, Slots: slots})
-	if err != nil {
-		return fmt.Errorf("%w: %w", errStore, err)
+	return err
+}
+
+// ask asks the store for a token of each rate and a place under each cap.
+func (g *Gate) ask(v *visit, rates []countedRate, slots []store.Slot) (evicted []string, err error) {
+	request := store.Request{ID: v.id, Tunnel: g.TunnelName, Slots: slots}
+	for _, r := range rates {
+		rate := r.rate()
+		request.Rates = append(request.Rates, store.Rate{
+			Key: r.name + "\x00" + r.key, Interval: rate.Per / time.Duration(rate.Number), Burst: rate.Size(),
+		})
 	}
-	if !verdict.Admitted() {
+	verdict, err := v.askStore(g.store, request)
+	switch {
+	case err != nil:
+		return nil, err
+	case verdict.Limited >= 0:
+		r := rates[verdict.Limited]
+		return nil, r.refusal(needsToken(r.By), verdict.Wait)
+	case verdict.Full >= 0:
 		m := g.MaxConnections[verdict.Full]
-		return &limitError{
+		return nil, &limitError{
 			reason: reasonCap, known: true, wait: capRetry,
 			detail: "max_connections by " + m.By,
 			hint:   fmt.Sprintf("at most %d connections", slots[verdict.Full].Limit),
 		}
 	}
-	for _, id := range verdict.Evicted {
-		evict(id)
-	}
-	v.r = v.r.WithContext(ctx)
-	return nil
+	return verdict.Evicted, nil
 }
 
 // capKey is the key under which the connections of a tunnel that are alike in

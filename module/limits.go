@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/wsgate/caddy-wsgate/handlers/limit"
+	"github.com/wsgate/caddy-wsgate/handlers/store"
 )
 
 // HandshakeRate is how often requests may come that are alike in something.
@@ -31,7 +32,15 @@ type HandshakeRate struct {
 	// checked before it.
 	By string `json:"by,omitempty"`
 
-	table *limit.Table
+	// Whether the nodes of a shared store count a client's address together.
+	// Each counts for itself without, so that a flood costs the store nothing.
+	// Rates by anything else always count together; without a shared store
+	// there is nothing to share.
+	Shared bool `json:"shared,omitempty"`
+
+	name   string // tells it from other rates of the tunnel
+	table  *limit.Table
+	shared bool
 }
 
 // MaxConnections is how many sockets may be open that are alike in something.
@@ -114,25 +123,58 @@ func checkBy(by string) error {
 }
 
 // checkRequestRate holds the request to the rates that need no token.
-func (g *Gate) checkRequestRate(v *visit) error { return g.checkRates(v, false) }
+func (g *Gate) checkRequestRate(v *visit) error {
+	rates, err := g.checkRates(v, false)
+	if err != nil || len(rates) == 0 {
+		return err
+	}
+	_, err = g.ask(v, rates, nil)
+	return err
+}
 
-// checkUserRate holds the request to the rates that do.
-func (g *Gate) checkUserRate(v *visit) error { return g.checkRates(v, true) }
+// checkUserRate holds the request to the rates that do. Those that all nodes
+// count are asked for together with the caps: it is one question.
+func (g *Gate) checkUserRate(v *visit) (err error) {
+	v.rates, err = g.checkRates(v, true)
+	return err
+}
 
-func (g *Gate) checkRates(v *visit, known bool) error {
+// checkRates holds the request to this node's own count, and returns the rates
+// that other nodes count as well.
+func (g *Gate) checkRates(v *visit, known bool) (shared []countedRate, err error) {
 	for _, r := range g.HandshakeRate {
 		if needsToken(r.By) != known {
 			continue
 		}
-		if ok, wait := r.table.Allow(v.key(r.By), time.Now()); !ok {
-			return &limitError{
-				reason: reasonRate, known: known, wait: wait,
-				detail: "handshake_rate by " + r.By,
-				hint:   fmt.Sprintf("at most %d handshakes in %s", r.Number, time.Duration(r.Per)),
-			}
+		key := v.key(r.By)
+		if ok, wait := r.table.Allow(key, time.Now()); !ok {
+			return nil, r.refusal(known, wait)
+		}
+		if r.shared {
+			shared = append(shared, countedRate{r, key})
 		}
 	}
-	return nil
+	return shared, nil
+}
+
+// countedRate is a rate and what the request counts under.
+type countedRate struct {
+	*HandshakeRate
+	key string
+}
+
+// rate is it in numbers.
+func (r *HandshakeRate) rate() limit.Rate {
+	return limit.Rate{Number: r.Number, Per: time.Duration(r.Per), Burst: r.Burst}
+}
+
+// refusal is what a request gets that comes too soon.
+func (r *HandshakeRate) refusal(known bool, wait time.Duration) error {
+	return &limitError{
+		reason: reasonRate, known: known, wait: wait,
+		detail: "handshake_rate by " + r.By,
+		hint:   fmt.Sprintf("at most %d handshakes in %s", r.Number, time.Duration(r.Per)),
+	}
 }
 
 // key is what the visit counts under.
@@ -180,9 +222,12 @@ func (g *Gate) provisionLimits() error {
 		if r.Number < 1 || r.Per <= 0 || r.Burst < 0 {
 			return errors.New("handshake_rate: needs a number from 1 on, and a time")
 		}
-		key := fmt.Sprintf("%s %d/%d burst %d by %s", g.TunnelName, r.Number, r.Per, r.Burst, r.By)
+		r.name = fmt.Sprintf("%d/%d burst %d by %s", r.Number, r.Per, r.Burst, r.By)
+		_, shares := g.store.(store.Shared)
+		r.shared = shares && (r.Shared || r.By != byIP)
+		key := g.TunnelName + " " + r.name
 		table, _, err := tables.LoadOrNew(key, func() (caddy.Destructor, error) {
-			return pooledTable{limit.NewTable(limit.Rate{Number: r.Number, Per: time.Duration(r.Per), Burst: r.Burst})}, nil
+			return pooledTable{limit.NewTable(r.rate())}, nil
 		})
 		if err != nil {
 			return err

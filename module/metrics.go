@@ -2,6 +2,7 @@ package module
 
 import (
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -26,6 +27,9 @@ type collectors struct {
 	duration   *prometheus.HistogramVec // tunnel
 	rtt        *prometheus.HistogramVec // tunnel
 	fetches    *prometheus.CounterVec   // issuer, result
+	storeTime  prometheus.Histogram
+	storeFails prometheus.Counter
+	storeUp    prometheus.GaugeFunc
 	sockets    *socketCollector
 	keys       *keyCollector
 }
@@ -43,6 +47,9 @@ func newCollectors() *collectors {
 		duration:   histogram("connection_duration_seconds", "How long sockets lived.", []float64{.1, 1, 10, 60, 300, 1800, 3600, 4 * 3600, 12 * 3600, 24 * 3600}),
 		rtt:        histogram("ping_rtt_seconds", "How long the gate's pings took to be answered.", []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}),
 		fetches:    counter("jwks_fetches_total", "Attempts to fetch keys.", "issuer", "result"),
+		storeTime:  prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "store_request_seconds", Help: "How long a shared store took to decide on a handshake.", Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1}}),
+		storeFails: prometheus.NewCounter(prometheus.CounterOpts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "store_failures_total", Help: "Questions of handshakes that a shared store did not answer."}),
+		storeUp:    prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "store_up", Help: "Whether the store can be reached; that in memory always can."}, storeUp),
 		sockets:    newSocketCollector(),
 		keys:       &keyCollector{sources: make(map[*auth.Source]string)},
 	}
@@ -50,7 +57,7 @@ func newCollectors() *collectors {
 
 // register makes the metrics part of a config's registry.
 func (c *collectors) register(registry *prometheus.Registry) {
-	for _, collector := range []prometheus.Collector{c.handshakes, c.closes, c.duration, c.rtt, c.fetches, c.sockets, c.keys} {
+	for _, collector := range []prometheus.Collector{c.handshakes, c.closes, c.duration, c.rtt, c.fetches, c.storeTime, c.storeFails, c.storeUp, c.sockets, c.keys} {
 		_ = registry.Register(collector) // fails only where it is registered already
 	}
 }
@@ -58,6 +65,22 @@ func (c *collectors) register(registry *prometheus.Registry) {
 // fetched counts one attempt to fetch keys.
 func (c *collectors) fetched(event auth.FetchEvent) {
 	c.fetches.WithLabelValues(event.Issuer, event.Result()).Inc()
+}
+
+// asked notes one question to a shared store.
+func (c *collectors) asked(took time.Duration, err error) {
+	c.storeTime.Observe(took.Seconds())
+	if err != nil {
+		c.storeFails.Inc()
+	}
+}
+
+// storeUp is 1 if the store can be reached, or else 0.
+func storeUp() float64 {
+	if app := running.Load(); app != nil && app.remote != nil && !app.remote.Up() {
+		return 0
+	}
+	return 1
 }
 
 // socketCollector tells what is known of live sockets at the moment of a

@@ -72,6 +72,9 @@ func TestMetricNames(t *testing.T) {
 		"caddy_ws_gate_ping_rtt_seconds":            "tunnel",
 		"caddy_ws_gate_jwks_age_seconds":            "issuer",
 		"caddy_ws_gate_jwks_fetches_total":          "issuer,result",
+		"caddy_ws_gate_store_failures_total":        "",
+		"caddy_ws_gate_store_request_seconds":       "",
+		"caddy_ws_gate_store_up":                    "",
 		"caddy_ws_gate_upstream_connections":        "tunnel,upstream",
 	}
 	name := unusedName("names")

@@ -54,8 +54,15 @@ var revocations store.Revocations
 // errRevoked refuses a token that was good until somebody revoked it.
 var errRevoked = errors.New("revoked")
 
-// checkRevoked refuses tokens that were revoked.
+// checkRevoked refuses tokens that were revoked, on any node.
 func (g *Gate) checkRevoked(v *visit) error {
+	if shared, ok := g.store.(store.Shared); ok {
+		ctx, cancel := v.storeContext()
+		defer cancel()
+		if err := shared.Learn(ctx); err != nil {
+			return fmt.Errorf("%w: %w", errStore, err)
+		}
+	}
 	if revoked(v.token) {
 		return errRevoked
 	}

@@ -23,8 +23,11 @@ type visit struct {
 	offer     []string // of subprotocols, as it came
 	presented auth.Presented
 	token     *auth.Token
-	id        string // of the connection to be; only handshakes have one
-	place     *place // under the caps; nil without any
+	id        string        // of the connection to be; only handshakes have one
+	rates     []countedRate // that the store is still to be asked for
+	place     *place        // under the caps; nil without any
+
+	askedStore time.Time // first, of this request
 }
 
 func newVisit(r *http.Request) *visit {

@@ -102,8 +102,8 @@ type Shared interface {
 	// store is back.
 	Revoke(ctx context.Context, changed Revocation) error
 
-	// Gather asks all other nodes, and returns the answers that came in time,
-	// by node. An error says which nodes did not answer, or that the store is
+	// Gather puts a question, a JSON text, to all other nodes, and returns the
+	// answers that came in time. An error says which nodes did not answer, or that the store is
 	// away; what came is good all the same.
 	Gather(ctx context.Context, question []byte) (answers [][]byte, err error)
 }

@@ -24,29 +24,32 @@ func TestMemory(t *testing.T) {
 // testStore holds a store to the contract of store.Store. newStore returns an
 // empty one, which ends with the test.
 func testStore(t *testing.T, newStore func(t *testing.T) store.Store) {
-	for _, c := range []struct {
-		name string
-		test func(t *testing.T, s asked)
-	}{
-		{"a cap holds and names the slot that is full", testCap},
-		{"keys do not share a cap", testKeysApart},
-		{"parallel requests for the last places", testParallelCap},
-		{"places that come and go", testChurn},
-		{"evict the oldest first", testEvictOrder},
-		{"evict as many as a lowered cap needs", testEvictMany},
-		{"evict nobody for one that is refused", testEvictNobody},
-		{"an evicted connection loses all its places", testEvictedLosesAll},
-		{"parallel evictions", testParallelEvict},
-		{"release twice, or what has nothing", testReleaseTwice},
-		{"several slots: all or nothing", testAllOrNothing},
-		{"the same key under two caps", testSameKeyTwice},
-		{"adopt beyond the limit, and once", testAdopt},
-		{"no slots at all", testNoSlots},
-		{"any bytes in a key", testStrangeKeys},
-		{"as a plain list of connections would", testModel},
-	} {
+	for _, c := range contract {
 		t.Run(c.name, func(t *testing.T) { c.test(t, asked{t, newStore(t)}) })
 	}
+}
+
+// contract is what every store has to do.
+var contract = []struct {
+	name string
+	test func(t *testing.T, s asked)
+}{
+	{"a cap holds and names the slot that is full", testCap},
+	{"keys do not share a cap", testKeysApart},
+	{"parallel requests for the last places", testParallelCap},
+	{"places that come and go", testChurn},
+	{"evict the oldest first", testEvictOrder},
+	{"evict as many as a lowered cap needs", testEvictMany},
+	{"evict nobody for one that is refused", testEvictNobody},
+	{"an evicted connection loses all its places", testEvictedLosesAll},
+	{"parallel evictions", testParallelEvict},
+	{"release twice, or what has nothing", testReleaseTwice},
+	{"several slots: all or nothing", testAllOrNothing},
+	{"the same key under two caps", testSameKeyTwice},
+	{"adopt beyond the limit, and once", testAdopt},
+	{"no slots at all", testNoSlots},
+	{"any bytes in a key", testStrangeKeys},
+	{"as a plain list of connections would", testModel},
 }
 
 // asked is a store whose answers are compared.

@@ -1,0 +1,243 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+)
+
+// beatEvery is how often a node tells that it lives and asks what is new.
+// nodeTime is how long it is believed to live after that.
+const (
+	beatEvery = time.Second
+	nodeTime  = 5 * time.Second
+)
+
+// retryFirst and retryMost are how soon a store that is away is tried again:
+// the time doubles.
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMost  = time.Second
+)
+
+// complainEvery is how often a question that failed is worth a line of the
+// log, while the store is there.
+const complainEvery = 10 * time.Second
+
+// state is whether Redis is there.
+type state struct {
+	mu         sync.Mutex
+	since      time.Time // away since; zero: it is there
+	complained time.Time
+}
+
+func (s *state) away() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.since.IsZero()
+}
+
+// Up reports whether Redis is there.
+func (s *Store) Up() bool { return !s.state.away() }
+
+// suspect notes that a question failed. Whether Redis is away, the keeper
+// finds out: it may be that one connection or one key.
+func (s *Store) suspect(err error) {
+	s.hurryBeat()
+	s.state.mu.Lock()
+	quiet := !s.state.since.IsZero() || time.Since(s.state.complained) < complainEvery
+	if !quiet {
+		s.state.complained = time.Now()
+	}
+	s.state.mu.Unlock()
+	if !quiet {
+		s.log.Load().Warn("asking redis failed", zap.String("for_now", s.policy()), zap.String("error", reason(err)))
+	}
+}
+
+// setAway notes that Redis is away, and says so once.
+func (s *Store) setAway(err error) {
+	s.state.mu.Lock()
+	first := s.state.since.IsZero()
+	if first {
+		s.state.since = time.Now()
+	}
+	s.state.mu.Unlock()
+	if first {
+		s.log.Load().Warn("redis is away", zap.String("until_it_is_back", s.policy()), zap.String("error", reason(err)))
+	}
+}
+
+// setUp notes that Redis is there, and says so if it was away.
+func (s *Store) setUp() {
+	s.state.mu.Lock()
+	since := s.state.since
+	s.state.since = time.Time{}
+	s.state.mu.Unlock()
+	if !since.IsZero() {
+		s.mu.Lock()
+		n := len(s.leases)
+		s.mu.Unlock()
+		s.log.Load().Info("redis is back", zap.Duration("away", time.Since(since)), zap.Int("connections_registered", n))
+	}
+}
+
+// policy is what applies without Redis, for the log.
+func (s *Store) policy() string {
+	if s.options.Deny {
+		return "on_error deny: handshakes get 503"
+	}
+	return "on_error local: this node's own counts apply"
+}
+
+// reason is an error for the log, in few words.
+func reason(err error) string {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.Is(err, goredis.ErrPoolTimeout):
+		return "no connection was free in time"
+	}
+	return strings.TrimPrefix(err.Error(), "redis: ")
+}
+
+// hurryBeat makes the keeper look at once whether Redis is there.
+func (s *Store) hurryBeat() {
+	select {
+	case s.doubt <- struct{}{}:
+	default:
+	}
+}
+
+// keep keeps Redis and this node in agreement, until the store is closed.
+func (s *Store) keep(ctx context.Context) {
+	var renewed time.Time
+	next, retry := time.Now(), retryFirst
+	for {
+		wake, doubt := s.wake, s.doubt
+		if s.state.away() {
+			wake, doubt = nil, nil // what there is to say has to wait
+		}
+		beat := true
+		select {
+		case <-ctx.Done():
+			return
+		case <-doubt:
+		case <-time.After(time.Until(next)):
+		case <-wake:
+			beat = false
+		}
+		err := s.round(ctx, beat, &renewed)
+		if ctx.Err() != nil {
+			return
+		}
+		s.learnedOnce.Do(func() { close(s.learned) })
+		switch {
+		case err != nil:
+			s.setAway(err)
+			s.forgetEnded()
+			renewed = time.Time{} // who knows what it still holds
+			next, retry = time.Now().Add(retry), min(2*retry, retryMost)
+		case beat:
+			s.setUp()
+			next, retry = time.Now().Add(beatEvery), retryFirst
+		}
+	}
+}
+
+// forgetEnded bounds what waits to be told: what Redis held of this node has
+// ended by itself once it is away for long enough, and what is left is all
+// said when it is back.
+func (s *Store) forgetEnded() {
+	s.state.mu.Lock()
+	ended := time.Since(s.state.since) > leaseTime
+	s.state.mu.Unlock()
+	if ended {
+		s.mu.Lock()
+		clear(s.changed)
+		s.mu.Unlock()
+	}
+}
+
+// round is one step of the keeper. Without a beat it only tells what changed.
+func (s *Store) round(ctx context.Context, beat bool, renewed *time.Time) error {
+	if !beat {
+		return s.tell(ctx, s.pending())
+	}
+	if err := s.beat(ctx); err != nil {
+		return fmt.Errorf("telling that this node lives: %w", err)
+	}
+	s.mu.Lock()
+	renew := s.renew
+	s.renew = false
+	s.mu.Unlock()
+	if renew || time.Since(*renewed) >= renewEvery {
+		if err := s.tell(ctx, s.renewals()); err != nil {
+			return fmt.Errorf("renewing leases: %w", err)
+		}
+		*renewed = time.Now()
+	}
+	if err := s.tell(ctx, s.pending()); err != nil {
+		return fmt.Errorf("registering leases: %w", err)
+	}
+	return nil
+}
+
+// beat tells that this node lives, and learns what is new.
+func (s *Store) beat(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	defer cancel()
+	keys := []string{s.key("all", "nodes"), s.key("all", "version")}
+	sent := time.Now()
+	reply, err := beatScript.Run(short, s.client, keys, s.self+" "+s.options.Node, nodeTime.Microseconds()).StringSlice()
+	if err != nil {
+		return err
+	}
+	if len(reply) < 3 {
+		return fmt.Errorf("a strange answer: %q", reply)
+	}
+	now, err := strconv.ParseInt(reply[0], 10, 64)
+	if err != nil {
+		return fmt.Errorf("a strange time: %q", reply[0])
+	}
+	s.mu.Lock()
+	s.ahead = time.UnixMicro(now).Sub(sent.Add(time.Since(sent) / 2))
+	s.others = s.others[:0]
+	for _, node := range reply[2:] {
+		if id, _, _ := strings.Cut(node, " "); id != s.self {
+			s.others = append(s.others, node)
+		}
+	}
+	known := s.asked && s.version == reply[1]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	return s.learn(ctx, reply[1])
+}
+
+// leave tells, once and for all, that this node and its connections are gone.
+func (s *Store) leave() {
+	if s.state.away() {
+		return
+	}
+	s.mu.Lock()
+	for id, l := range s.leases {
+		delete(s.leases, id)
+		for _, key := range l.keys {
+			s.change(key, id)
+		}
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*s.options.Timeout)
+	defer cancel()
+	_ = s.tell(ctx, s.pending()) // what fails here ends by itself
+	_ = s.client.ZRem(ctx, s.key("all", "nodes"), s.self+" "+s.options.Node).Err()
+}
