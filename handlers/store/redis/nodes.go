@@ -55,19 +55,20 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 	if s.state.away() {
 		return nil, fmt.Errorf("only this node: %w", ErrAway)
 	}
-	s.mu.Lock()
-	s.changes++
-	number := strconv.FormatUint(s.changes, 10)
-	silent := make(map[string]string) // nodes by id
-	for _, node := range s.others {
-		id, name, _ := strings.Cut(node, " ")
-		silent[id] = name
+	ctx, cancel := context.WithTimeout(ctx, gatherTime)
+	defer cancel()
+	silent, err := s.others(ctx)
+	if err != nil {
+		s.suspect(err)
+		return nil, fmt.Errorf("only this node: %s", reason(err))
 	}
 	if len(silent) == 0 {
-		s.mu.Unlock()
 		return nil, nil
 	}
 	came := make(chan notice, len(silent))
+	s.mu.Lock()
+	s.changes++
+	number := strconv.FormatUint(s.changes, 10)
 	s.waiting[number] = came
 	s.mu.Unlock()
 	defer func() {
@@ -75,8 +76,6 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 		delete(s.waiting, number)
 		s.mu.Unlock()
 	}()
-	ctx, cancel := context.WithTimeout(ctx, gatherTime)
-	defer cancel()
 	if err := s.say(ctx, "commands", notice{From: s.self, Number: number, Question: question}); err != nil {
 		s.suspect(err)
 		return nil, fmt.Errorf("only this node: %s", reason(err))
@@ -97,6 +96,24 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 		}
 	}
 	return answers, nil
+}
+
+// others are the other nodes that live, by id.
+func (s *Store) others(ctx context.Context) (map[string]string, error) {
+	s.mu.Lock()
+	now := time.Now().Add(s.ahead).UnixMicro()
+	s.mu.Unlock()
+	live, err := s.client.ZRangeByScore(ctx, s.key("all", "nodes"), &goredis.ZRangeBy{Min: strconv.FormatInt(now, 10), Max: "+inf"}).Result()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]string)
+	for _, node := range live {
+		if id, name, _ := strings.Cut(node, " "); id != s.self {
+			names[id] = name
+		}
+	}
+	return names, nil
 }
 
 // say publishes a notice.

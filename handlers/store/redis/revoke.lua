@@ -4,7 +4,7 @@
 -- KEYS  revocations, ends, version
 -- ARGV  channel; for each: subject, value, when it was said (µs), when it ends
 --       (µs) or '+inf'
--- gives nothing
+-- gives how much of it was news
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -30,3 +30,4 @@ if #changed > 0 then
 	redis.call('SET', KEYS[3], version)
 	redis.call('PUBLISH', ARGV[1], cjson.encode({ changed = changed, before = before, version = version }))
 end
+return #changed

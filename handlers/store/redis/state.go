@@ -200,7 +200,7 @@ func (s *Store) beat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(reply) < 3 {
+	if len(reply) != 2 {
 		return fmt.Errorf("a strange answer: %q", reply)
 	}
 	now, err := strconv.ParseInt(reply[0], 10, 64)
@@ -209,12 +209,6 @@ func (s *Store) beat(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	s.ahead = time.UnixMicro(now).Sub(sent.Add(time.Since(sent) / 2))
-	s.others = s.others[:0]
-	for _, node := range reply[2:] {
-		if id, _, _ := strings.Cut(node, " "); id != s.self {
-			s.others = append(s.others, node)
-		}
-	}
 	known := s.asked && s.version == reply[1]
 	s.mu.Unlock()
 	if known {

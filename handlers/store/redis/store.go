@@ -86,7 +86,6 @@ type Store struct {
 	changes uint64
 	ahead   time.Duration            // how far the clock of Redis is ahead of ours
 	renew   bool                     // all leases, at the next beat
-	others  []string                 // nodes, as of the last beat
 	asked   bool                     // for the revocations
 	version string                   // of those that are known
 	waiting map[string]chan<- notice // for answers, by number
