@@ -72,7 +72,7 @@ func (c *choir) end() int64 {
 	return c.sent.Load()
 }
 
-// states are what the log said of Redis, without repetitions.
+// states are what the log said of Redis.
 func (g *gate) states() []string {
 	var all []string
 	for _, line := range g.lines() {
@@ -160,9 +160,15 @@ func TestRedisFailures(t *testing.T) {
 	if n := liveOver(t, nodes, "crowd"); n != voices {
 		t.Errorf("%d of %d sockets live", n, voices)
 	}
-	wanted := []string{"redis is away", "redis is back", "redis is away", "redis is back", "redis is away", "redis is back"}
 	for i, g := range nodes {
-		if got := g.states(); !slices.Equal(got, wanted) {
+		// One line for each change; a busy machine can make for more changes.
+		got := g.states()
+		for j, state := range got {
+			if state != []string{"redis is away", "redis is back"}[j%2] {
+				t.Errorf("node %d said %q", i, got)
+			}
+		}
+		if len(got) < 6 || len(got)%2 != 0 {
 			t.Errorf("node %d said %q", i, got)
 		}
 	}

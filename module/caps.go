@@ -67,6 +67,9 @@ func (g *Gate) takeSlots(v *visit) error {
 		return nil
 	}
 	evicted, err := g.ask(v, v.rates, slots)
+	if err != nil && v.place.lost() {
+		return errEvicted // which ended the question
+	}
 	for _, id := range evicted {
 		evict(id)
 	}

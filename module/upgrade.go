@@ -257,8 +257,8 @@ func releaseAll(all ...func()) func() {
 
 // lifetime is how long a socket whose token expires then may live from now
 // on, and why it ends: min(exp + leeway + expiry_grace, now + max_lifetime).
-func (g *Gate) lifetime(expires, now time.Time) (time.Duration, tunnel.Cause) {
-	lifetime, cause := time.Duration(g.MaxLifetime), tunnel.CauseLifetime
+func (g *Gate) lifetime(expires, now time.Time) (time.Duration, *tunnel.Cause) {
+	lifetime, cause := time.Duration(g.MaxLifetime), &tunnel.CauseLifetime
 	if g.OnExpiry == onExpiryKeep {
 		return lifetime, cause
 	}
@@ -266,7 +266,7 @@ func (g *Gate) lifetime(expires, now time.Time) (time.Duration, tunnel.Cause) {
 	left := expires.Add(time.Duration(*g.Leeway)).Add(time.Duration(g.ExpiryGrace)).Sub(now)
 	left = max(left, time.Millisecond)
 	if lifetime == 0 || left < lifetime {
-		return left, tunnel.CauseExpired
+		return left, &tunnel.CauseExpired
 	}
 	return lifetime, cause
 }

@@ -474,7 +474,7 @@ func TestLifetime(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g, _ := newGate(t, c.config)
-			if got, cause := g.lifetime(now.Add(c.exp), now); got != c.want || cause != c.cause {
+			if got, cause := g.lifetime(now.Add(c.exp), now); got != c.want || *cause != c.cause {
 				t.Errorf("%s %q, want %s %q", got, cause.Reason, c.want, c.cause.Reason)
 			}
 		})

@@ -162,7 +162,7 @@ func (s *Store) current(all []change) []change {
 }
 
 func (s *Store) tellSome(ctx context.Context, tunnel string, changes []change) error {
-	ctx, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	names := make([]string, 0, 1+2*len(changes))
 	args := make([]any, 0, 1+2*len(changes))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -92,6 +93,7 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 			for _, name := range silent {
 				names = append(names, name)
 			}
+			slices.Sort(names)
 			return answers, fmt.Errorf("no answer from %s", strings.Join(names, ", "))
 		}
 	}
@@ -159,7 +161,7 @@ func (s *Store) hear(ctx context.Context, free chan struct{}) (heard bool, err e
 	subscription := s.client.Subscribe(ctx)
 	defer subscription.Close()                                          //nolint:errcheck // nothing is lost
 	defer context.AfterFunc(ctx, func() { _ = subscription.Close() })() // ends the wait for a message
-	short, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	short, cancel := context.WithTimeout(ctx, patience)
 	err = subscription.Subscribe(short, s.channel("commands"), s.channel("answers:"+s.self))
 	cancel()
 	if err != nil {

@@ -104,7 +104,8 @@ func (o Options) client() (*goredis.UniversalOptions, error) {
 	return &goredis.UniversalOptions{
 		Addrs: addresses, Username: first.Username, Password: first.Password, DB: first.DB, TLSConfig: first.TLSConfig,
 		MasterName: o.Sentinel, SentinelPassword: o.SentinelPassword, IsClusterMode: o.Cluster,
-		DialTimeout: o.Timeout, ReadTimeout: o.Timeout, WriteTimeout: o.Timeout, PoolTimeout: o.Timeout,
+		// Every question has a deadline of its own, which is sooner.
+		DialTimeout: patience, ReadTimeout: patience, WriteTimeout: patience, PoolTimeout: patience,
 		ContextTimeoutEnabled: true,
 		// A connection that Redis closed while it was idle costs a second
 		// try, within the same deadline.

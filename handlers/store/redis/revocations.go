@@ -51,7 +51,7 @@ func (s *Store) Revoke(ctx context.Context, changed store.Revocation) error {
 
 // revoke says what was revoked, or lifted.
 func (s *Store) revoke(ctx context.Context, all []store.Revocation) error {
-	ctx, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	keys := []string{s.key("all", "revocations"), s.key("all", "ends"), s.key("all", "version")}
 	args := []any{s.channel("commands")}
@@ -120,7 +120,7 @@ func (s *Store) exchange(ctx context.Context) error {
 }
 
 func (s *Store) scan(ctx context.Context, cursor uint64) (fields []string, next uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return s.client.HScan(ctx, s.key("all", "revocations"), cursor, "", 1000).Result()
 }

@@ -20,6 +20,10 @@ const (
 	nodeTime  = 5 * time.Second
 )
 
+// patience is how long the keeper waits for an answer. It delays nobody, and on
+// a busy machine a store that is slow is better than none.
+const patience = time.Second
+
 // retryFirst and retryMost are how soon a store that is away is tried again:
 // the time doubles.
 const (
@@ -192,7 +196,7 @@ func (s *Store) round(ctx context.Context, beat bool, renewed *time.Time) error 
 
 // beat tells that this node lives, and learns what is new.
 func (s *Store) beat(ctx context.Context) error {
-	short, cancel := context.WithTimeout(ctx, s.options.Timeout)
+	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	keys := []string{s.key("all", "nodes"), s.key("all", "version")}
 	sent := time.Now()
