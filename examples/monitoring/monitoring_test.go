@@ -28,7 +28,7 @@ var vocabulary = map[string][]string{
 	"closed_by": {"client", "backend", "gate"},
 	"result": {
 		"accepted", "bad_request", "bad_version", "origin", "rate", "no_token", "several_tokens", "invalid_token", "revoked",
-		"no_keys", "claims", "cap", "draining", "unsupported", "backend", "success", "failure",
+		"no_keys", "claims", "cap", "store", "draining", "unsupported", "backend", "success", "failure",
 	},
 	"reason": {
 		"normal", "protocol", "too_big", "rate", "evicted", "admin", "revoked", "expired", "lifetime", "ping_timeout",
