@@ -268,20 +268,28 @@ func adminCause(query map[string]string) (tunnel.Cause, error) {
 	cause := causeAdmin
 	if text, ok := query["code"]; ok {
 		code, err := strconv.Atoi(text)
-		// RFC 6455 §7.4.1: these say something about what was not sent.
-		if err != nil || code < 1000 || code > 4999 || code == 1005 || code == 1006 || code == 1015 {
+		if err != nil || !mayBeSent(code) {
 			return cause, adminError(http.StatusBadRequest, fmt.Errorf("code: %q is not a close code that may be sent", text))
 		}
 		cause.Code = uint16(code)
 	}
 	if text, ok := query["reason"]; ok {
-		if len(text) > 123 || !utf8.ValidString(text) {
+		if !isCloseReason(text) {
 			return cause, adminError(http.StatusBadRequest, errors.New("reason: more than 123 bytes, or no UTF-8"))
 		}
 		cause.Text = text
 	}
 	return cause, nil
 }
+
+// mayBeSent reports whether a close frame may hold the code. RFC 6455 §7.4.1:
+// some say something about what was not sent.
+func mayBeSent(code int) bool {
+	return code >= 1000 && code <= 4999 && code != 1005 && code != 1006 && code != 1015
+}
+
+// isCloseReason reports whether the text fits into a close frame.
+func isCloseReason(text string) bool { return len(text) <= 123 && utf8.ValidString(text) }
 
 // parameters reads the query: each name at most once, and none but these.
 func parameters(r *http.Request, names ...string) (map[string]string, error) {

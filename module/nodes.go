@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -88,7 +89,11 @@ func everywhere(ctx context.Context, o order) result {
 // obey carries out another node's order.
 func obey(text []byte) []byte {
 	var o order
-	if err := json.Unmarshal(text, &o); err != nil {
+	err := json.Unmarshal(text, &o)
+	if err == nil {
+		err = o.check()
+	}
+	if err != nil {
 		logger().Warn("not understanding another node", zap.Error(err))
 		return nil
 	}
@@ -98,6 +103,26 @@ func obey(text []byte) []byte {
 		return nil
 	}
 	return answer
+}
+
+// check holds another node's order to what the API of this one would let
+// through: who can write to the store is not thereby who can do anything.
+func (o order) check() error {
+	switch {
+	case o.List != nil && (o.List.Limit < 1 || o.List.Limit > listMost+1):
+		return fmt.Errorf("list: %d is no limit", o.List.Limit)
+	case o.Close != nil && o.Close.ID == "" && o.Close.selection == (selection{}):
+		return errors.New("close: needs an id, user, issuer or tunnel")
+	case o.Close != nil && !mayBeSent(int(o.Close.Code)):
+		return fmt.Errorf("close: %d is not a close code that may be sent", o.Close.Code)
+	case o.Close != nil && !isCloseReason(o.Close.Text):
+		return errors.New("close: more than 123 bytes of reason, or no UTF-8")
+	case o.Revoke != nil:
+		return revocation{ID: o.Revoke.TokenID, User: o.Revoke.User, SessionID: o.Revoke.SessionID, Issuer: o.Revoke.Issuer}.check(time.Now())
+	case o.Send != nil:
+		return o.Send.check()
+	}
+	return nil
 }
 
 // carryOut carries out the order on this node.
