@@ -12,6 +12,7 @@ import (
 type hello struct {
 	Type        string            `json:"type"`
 	Identity    map[string]string `json:"identity"`
+	Connection  string            `json:"connection,omitempty"` // its id in the gate's log and admin API
 	Subprotocol string            `json:"subprotocol,omitempty"`
 	SawToken    bool              `json:"saw_token"`
 }
@@ -29,11 +30,18 @@ const maxMessage = 1 << 20
 func backendHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/ws", serveEcho)
+	mux.HandleFunc("/ws/close", serveEcho) // the gate's other door
 	return mux
 }
 
-// serveEcho says hello and then sends every message back.
+// serveEcho says hello and then sends every message back. A request without
+// WebSocket, such as a client falls back to, gets the hello alone.
 func serveEcho(w http.ResponseWriter, r *http.Request) {
+	if !websocket.IsWebSocketUpgrade(r) {
+		r.Header.Del("X-Connection-Id") // only sockets have one: this is the bare placeholder
+		writeJSON(w, greet(r, ""))
+		return
+	}
 	conn, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return // Upgrade has answered
@@ -61,12 +69,13 @@ func greet(r *http.Request, subprotocol string) hello {
 			identity[name] = strings.Join(lines, ", ")
 		}
 	}
-	return hello{"hello", identity, subprotocol, sawToken(r)}
+	return hello{"hello", identity, r.Header.Get("X-Connection-Id"), subprotocol, sawToken(r)}
 }
 
 // sawToken tells whether anything of a token came through, which it must not.
 func sawToken(r *http.Request) bool {
 	return r.Header.Get("Authorization") != "" ||
+		r.Header.Get("Cookie") != "" ||
 		r.URL.Query().Has("access_token") ||
 		strings.Contains(r.Header.Get("Sec-Websocket-Protocol"), "bearer")
 }

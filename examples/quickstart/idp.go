@@ -53,6 +53,8 @@ func (p *identityProvider) handler() http.Handler {
 	mux.HandleFunc("GET /jwks.json", p.serveKeys)
 	mux.HandleFunc("GET /token", p.serveToken)
 	mux.HandleFunc("POST /token", p.serveToken)
+	mux.HandleFunc("POST /session", serveLogin)
+	mux.HandleFunc("DELETE /session", serveLogout)
 	return mux
 }
 

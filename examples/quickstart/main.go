@@ -29,12 +29,12 @@ var caddyfile string
 //go:embed page
 var page embed.FS
 
-// addresses says where the three parts listen.
-type addresses struct{ gate, idp, backend string }
+// addresses says where the parts listen; admin is Caddy's admin endpoint.
+type addresses struct{ gate, idp, backend, admin string }
 
 // preferred are the addresses that the Caddyfile names. A port that is taken
 // is replaced by a free one.
-var preferred = addresses{"127.0.0.1:8080", "127.0.0.1:9081", "127.0.0.1:9082"}
+var preferred = addresses{"127.0.0.1:8080", "127.0.0.1:9081", "127.0.0.1:9082", "127.0.0.1:2019"}
 
 func main() {
 	caddy.TrapSignals() // SIGINT and SIGTERM drain the sockets, as in any Caddy
@@ -97,6 +97,9 @@ func start(want addresses) (d *demo, err error) {
 	if d.gate, err = free(want.gate); err != nil {
 		return d, fmt.Errorf("finding a port for the gate: %w", err)
 	}
+	if d.admin, err = free(want.admin); err != nil {
+		return d, fmt.Errorf("finding a port for the admin endpoint: %w", err)
+	}
 	if err = d.runCaddy(); err != nil {
 		return d, fmt.Errorf("starting Caddy: %w", err)
 	}
@@ -146,6 +149,7 @@ func (d *demo) runCaddy() error {
 		":8080", ":"+port,
 		"127.0.0.1:9081", d.idp,
 		"127.0.0.1:9082", d.backend,
+		"127.0.0.1:2019", d.admin,
 		`"page"`, quote(filepath.Join(d.dir, "page")),
 		`"storage"`, quote(filepath.Join(d.dir, "storage")),
 	).Replace(caddyfile)
@@ -179,5 +183,6 @@ func (d *demo) welcome() string {
 		"$GATE", "http://"+d.gate,
 		"$IDP", "http://"+d.idp,
 		"$BACKEND", "ws://"+d.backend+"/ws",
+		"$ADMIN", "http://"+d.admin,
 	).Replace(welcome)
 }

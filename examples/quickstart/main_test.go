@@ -20,7 +20,7 @@ import (
 )
 
 // anyPort has every part listen on a free port.
-var anyPort = addresses{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}
+var anyPort = addresses{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}
 
 // runMain, in the environment, makes this test binary the program itself.
 const runMain = "QUICKSTART_RUN_MAIN"
@@ -62,6 +62,9 @@ func TestQuickstart(t *testing.T) {
 			"ES256 as a subprotocol": {"alg=ES256", func(token string) (string, http.Header) {
 				return "", http.Header{"Sec-Websocket-Protocol": {"bearer, " + token + ", demo.v1"}}
 			}},
+			"RS256 in a cookie": {"alg=RS256", func(token string) (string, http.Header) {
+				return "", http.Header{"Cookie": {sessionCookie + "=" + token}, "Origin": {"http://" + d.gate}}
+			}},
 			"ES256 in the query": {"alg=ES256&exp=1m", func(token string) (string, http.Header) {
 				return "?a=1&access_token=" + token, http.Header{}
 			}},
@@ -99,6 +102,7 @@ func TestQuickstart(t *testing.T) {
 			status    int
 			challenge string
 		}{
+			{"cookie without an Origin", http.Header{"Cookie": {sessionCookie + "=" + d.fetchToken(t, "")}}, http.StatusForbidden, ""},
 			{"no token", http.Header{}, http.StatusUnauthorized, `Bearer realm="quickstart"`},
 			{"expired", bearer("bad=expired"), http.StatusUnauthorized, `error="invalid_token"`},
 			{"audience", bearer("bad=audience"), http.StatusUnauthorized, `error="invalid_token"`},
@@ -117,6 +121,20 @@ func TestQuickstart(t *testing.T) {
 					t.Errorf("%v: %s, want %d %s", err, status(res), tc.status, tc.challenge)
 				}
 			})
+		}
+	})
+
+	t.Run("without WebSocket", func(t *testing.T) {
+		for query, want := range map[string]string{"?access_token=" + d.fetchToken(t, "sub=alice"): `"X-User-Id":"alice"`, "": ""} {
+			res, err := http.Get("http://" + d.gate + "/ws" + query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if !strings.Contains(string(body), want) || strings.Contains(string(body), "connection") || (res.StatusCode == http.StatusOK) != (want != "") {
+				t.Errorf("%s %s, want %s", res.Status, body, want)
+			}
 		}
 	})
 
@@ -140,8 +158,14 @@ func TestQuickstart(t *testing.T) {
 			if err != nil || res.StatusCode != http.StatusOK || !bytes.Contains(body, []byte(want)) {
 				t.Errorf("%s: %s, %v", path, res.Status, err)
 			}
+			policy := res.Header.Get("Content-Security-Policy")
+			if !strings.HasPrefix(path, "/idp/") && (!strings.HasPrefix(policy, "default-src 'none'; ") || strings.Contains(policy, "unsafe")) {
+				t.Errorf("%s: its policy is %q", path, policy)
+			}
 		}
 	})
+
+	t.Run("admin API", func(t *testing.T) { testAdmin(t, d) })
 
 	t.Run("stop", func(t *testing.T) {
 		stop()
@@ -157,44 +181,73 @@ func TestQuickstart(t *testing.T) {
 	})
 }
 
-// TestProgram runs the program itself, follows its instructions with a shell
-// and curl, and stops it with a signal while a socket is open.
-func TestProgram(t *testing.T) {
-	home, tmp := t.TempDir(), t.TempDir()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), runMain+"=1", "HOME="+home, "XDG_CONFIG_HOME=", "XDG_DATA_HOME=", "TMPDIR="+tmp)
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	out, err := cmd.StdoutPipe()
+// program is the quickstart as a process of its own.
+type program struct {
+	*demo
+	cmd       *exec.Cmd
+	commands  []string // to paste
+	log       bytes.Buffer
+	home, tmp string
+}
+
+// runProgram starts it and reads what it says about itself. It ends with the
+// test, if not before.
+func runProgram(t *testing.T) *program {
+	t.Helper()
+	p := &program{demo: &demo{}, home: t.TempDir(), tmp: t.TempDir(), cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(os.Environ(), runMain+"=1", "HOME="+p.home, "XDG_CONFIG_HOME=", "XDG_DATA_HOME=", "TMPDIR="+p.tmp)
+	p.cmd.Stderr = &p.log
+	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	watchdog := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
-	defer watchdog.Stop()
-
-	var commands []string
-	d := &demo{}
+	t.Cleanup(func() {
+		if p.cmd.ProcessState == nil {
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
+	})
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if where, ok := strings.CutPrefix(line, "page "); ok {
-			d.gate = strings.TrimPrefix(strings.TrimSpace(where), "http://")
+			p.gate = strings.TrimPrefix(strings.TrimSpace(where), "http://")
+		}
+		if where, ok := strings.CutPrefix(line, "admin API "); ok {
+			p.admin = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(where), "http://"), "/ws_gate/connections")
 		}
 		if strings.HasPrefix(line, "curl ") {
-			commands = append(commands, line)
+			p.commands = append(p.commands, line)
 		}
 		if strings.HasPrefix(line, "Ctrl-C") {
 			break
 		}
 	}
-	if len(commands) != 3 {
-		t.Errorf("%d commands to paste", len(commands))
+	return p
+}
+
+// interrupt is Ctrl-C.
+func (p *program) interrupt(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestProgram runs the program itself, follows its instructions with a shell
+// and curl, and stops it with a signal while a socket is open.
+func TestProgram(t *testing.T) {
+	p := runProgram(t)
+	watchdog := time.AfterFunc(time.Minute, func() { _ = p.cmd.Process.Kill() })
+	defer watchdog.Stop()
+	if len(p.commands) != 3 {
+		t.Errorf("%d commands to paste", len(p.commands))
 	}
 	wants := []string{"HTTP/1.1 101 ", "HTTP/1.1 401 ", "HTTP/1.1 401 "}
-	for i, command := range commands {
+	for i, command := range p.commands {
 		answer := paste(t, command)
 		if !strings.HasPrefix(answer, wants[i]) {
 			t.Errorf("command %d answers %q", i+1, answer)
@@ -204,25 +257,29 @@ func TestProgram(t *testing.T) {
 		}
 	}
 
-	conn, res, err := dial(d, "", http.Header{"Authorization": {"Bearer " + d.fetchToken(t, "")}})
+	conn, res, err := dial(p.demo, "", http.Header{"Authorization": {"Bearer " + p.fetchToken(t, "")}})
 	if err != nil {
 		t.Fatalf("%v: %s", err, status(res))
 	}
 	defer conn.Close()
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
+	p.interrupt(t)
 	wantClose(t, conn, websocket.CloseServiceRestart)
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("after SIGINT: %v\n%s", err, &log)
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("after SIGINT: %v\n%s", err, &p.log)
 	}
-	for _, dir := range []string{home, tmp} {
+	for _, dir := range []string{p.home, p.tmp} {
 		if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 			t.Errorf("left behind in %s: %v, %v", dir, files, err)
 		}
 	}
-	if strings.Contains(log.String(), "eyJ") {
-		t.Errorf("a token is in the log:\n%s", &log)
+	for _, address := range []string{p.gate, p.admin} {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			conn.Close()
+			t.Errorf("%s still listens", address)
+		}
+	}
+	if strings.Contains(p.log.String(), "eyJ") {
+		t.Errorf("a token is in the log:\n%s", &p.log)
 	}
 }
 
