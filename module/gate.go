@@ -37,7 +37,7 @@ func init() {
 //
 //	{http.auth.user.id}               the user, see user_claim
 //	{http.auth.user.<claim>}          a claim that is a string, number or boolean
-//	{http.ws_gate.connection_id}      of a handshake
+//	{http.ws_gate.connection_id}      of a handshake, empty for other requests
 //
 // and for error routes, once it is refused:
 //

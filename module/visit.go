@@ -66,9 +66,7 @@ func (v *visit) setPlaceholders() {
 	}
 	// Caddy's access log takes its user_id from this one.
 	repl.Set("http.auth.user.id", v.token.User)
-	if v.handshake {
-		repl.Set("http.ws_gate.connection_id", v.id)
-	}
+	repl.Set("http.ws_gate.connection_id", v.id)
 	claims := v.token.Claims
 	repl.Map(func(key string) (any, bool) {
 		path, ok := strings.CutPrefix(key, "http.auth.user.")
