@@ -270,3 +270,49 @@ func TestRedisReload(t *testing.T) {
 		t.Errorf("the store before still has %s", keys)
 	}
 }
+
+// BenchmarkHandshakeWhileRedisHangs measures handshakes from the moment on at
+// which Redis stops to answer: those that meet it wait for the timeout, 300 ms,
+// until the node knows.
+func BenchmarkHandshakeWhileRedisHangs(b *testing.B) {
+	const parallel, timeout = 8, 300 * time.Millisecond
+	server := redistest.Start(b)
+	p := newIDP(b)
+	up := newBackend(b)
+	up.echoes()
+	g := startSeveral(b, []*idp{p}, sharing(server.Addr, "timeout "+timeout.String()), gated{name: "a", gate: "max_connections 1000 by user", upstream: up.addr})
+	token := p.token(g, nil)
+	g.open(b, at("a", token))
+	var took []time.Duration
+	var mu sync.Mutex
+	server.Pause()
+	b.ResetTimer()
+	var workers sync.WaitGroup
+	var next atomic.Int64
+	for range parallel {
+		workers.Go(func() {
+			for next.Add(1) <= int64(b.N) {
+				begin := time.Now()
+				c, a := g.attempt(at("a", token))
+				d := time.Since(begin)
+				if c == nil {
+					b.Errorf("status %d", a.status)
+					return
+				}
+				c.Close()
+				mu.Lock()
+				took = append(took, d)
+				mu.Unlock()
+			}
+		})
+	}
+	workers.Wait()
+	b.StopTimer()
+	server.Resume()
+	slices.Sort(took)
+	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+	b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
+	b.ReportMetric(ms(took[len(took)-1]), "max-ms")
+	b.ReportMetric(ms(took[len(took)-1]-timeout), "max-over-timeout-ms")
+}
