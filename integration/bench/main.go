@@ -4,6 +4,7 @@
 // are installed, and prints what it cost beside each other.
 //
 //	go run ./integration/bench
+//	go run ./integration/bench -stores    handshakes with the redis store, beside that in memory
 //
 // Everything runs on loopback. All proxies are up at the same time and take
 // turns in every round, so that the ratios hold whatever else the machine does;
@@ -40,6 +41,7 @@ type options struct {
 	level     string        // log level of both Caddys
 	only      string        // regular expression over names
 	binary    string        // a Caddy that was built before
+	stores    bool          // compare stores in place of proxies
 }
 
 // files is how many a process holds at most: the proxies have two sockets for
@@ -58,6 +60,7 @@ func main() {
 	flag.StringVar(&o.level, "log", "INFO", "log level of both Caddys (INFO is Caddy's default; it goes to a file)")
 	flag.StringVar(&o.only, "only", "", "measure only proxies whose name matches, beside plain Caddy")
 	flag.StringVar(&o.binary, "caddy", "", "a caddy binary with the plugin; built from ./cmd/caddy if empty")
+	flag.BoolVar(&o.stores, "stores", false, "compare handshakes with the redis store and with that in memory, and nothing else")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -97,6 +100,9 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		return err
 	}
 	defer back.Close()
+	if o.stores {
+		return runStores(ctx, o, dir, back.addr(), newTokens(issuer, o), out)
+	}
 	proxies, err := contenders(o, dir, back.addr())
 	if err != nil {
 		return err
