@@ -34,7 +34,7 @@ func init() {
 //	    identity         <header> <claim>
 //	    origins          <origins...>
 //	    missing_origin   allow|deny
-//	    handshake_rate   <number>/<duration> [burst <number>] [by ip|user|<placeholder>]
+//	    handshake_rate   <number>/<duration> [burst <number>] [by ip|user|<placeholder>] [shared]
 //	    max_connections  <number>|<placeholder> [by user|ip|<placeholder>] [reject|evict_oldest]
 //	    message_rate     <number>/<duration> [burst <number>] [delay|close] [by socket|user]
 //	    byte_rate        <size>/<duration> [burst <size>] [delay|close] [by socket|user]

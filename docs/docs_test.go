@@ -1,5 +1,6 @@
 // Package docs holds the documentation to the program: every Caddyfile in it
-// is valid, every option has its row in the README, every link leads somewhere.
+// is valid, every option has its section, every name that the program shows to
+// somebody is explained, every link leads somewhere.
 package docs
 
 import (
@@ -7,14 +8,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,16 +23,15 @@ import (
 	_ "github.com/wsgate/caddy-wsgate" // what users build
 )
 
-const readme = "../README.md"
-
-// pages are the files that are tested.
+// pages are the files whose contents are tested. Those of the examples are
+// run by the examples' own tests.
 func pages(t *testing.T) []string {
 	t.Helper()
 	found, err := filepath.Glob("*.md")
 	if err != nil || len(found) < 2 {
 		t.Fatalf("found %q: %v", found, err)
 	}
-	return append(found, readme)
+	return append(found, "../README.md", "../examples/sidecar/README.md")
 }
 
 func read(t *testing.T, path string) string {
@@ -143,7 +139,11 @@ func newFiles(t *testing.T) files {
 	}
 	for _, page := range pages(t) {
 		for _, name := range regexp.MustCompile(`\{env\.(\w+)\}`).FindAllStringSubmatch(read(t, page), -1) {
-			t.Setenv(name[1], secret)
+			value := secret
+			if strings.HasSuffix(name[1], "_URL") {
+				value = "redis://127.0.0.1:6379/0"
+			}
+			t.Setenv(name[1], value)
 		}
 	}
 	return f
@@ -153,8 +153,8 @@ func newFiles(t *testing.T) files {
 func (f files) stand(t *testing.T, config []byte) []byte {
 	t.Helper()
 	for _, replace := range []struct{ option, path string }{
-		{`"tls_ca":"[^"]*"`, `"tls_ca":` + strconv.Quote(f.certificates)},
-		{`"jwks_file":"[^"]*"`, `"jwks_file":` + strconv.Quote(f.keys)},
+		{`"tls_ca": ?"[^"]*"`, `"tls_ca":` + strconv.Quote(f.certificates)},
+		{`"jwks_file": ?"[^"]*"`, `"jwks_file":` + strconv.Quote(f.keys)},
 		{`\{file\.[^}"]*\}`, "{file." + f.secret + "}"},
 	} {
 		config = regexp.MustCompile(replace.option).ReplaceAllLiteral(config, []byte(replace.path))
@@ -162,95 +162,13 @@ func (f files) stand(t *testing.T, config []byte) []byte {
 	return config
 }
 
-// TestOptions holds the README to the directive: each option has a row. The
-// syntax in the parsers' comments is held to the options that they know.
-func TestOptions(t *testing.T) {
-	text := read(t, readme)
-	for _, of := range []struct{ file, parser, options string }{
-		{"../caddyfile/gate.go", "parseGate", "gateOptions"},
-		{"../caddyfile/issuer.go", "issuer", "issuerOptions"},
-	} {
-		documented, known := optionsOf(t, of.file, of.parser, of.options)
-		if !slices.Equal(documented, known) {
-			t.Errorf("%s: the comment of %s has %q, %s has %q", of.file, of.parser, documented, of.options, known)
-		}
-		for _, option := range known {
-			if !regexp.MustCompile("(?m)^\\| `" + option + "[ `]").MatchString(text) {
-				t.Errorf("README: no row for %s", option)
-			}
-		}
-	}
-}
-
-// optionsOf reads the names of options from the comment of a function, and the
-// keys of a map, both sorted.
-func optionsOf(t *testing.T, path, function, variable string) (documented, known []string) {
-	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ast.Inspect(file, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.FuncDecl:
-			if n.Name.Name == function {
-				for _, line := range regexp.MustCompile(`(?m)^\t {4}(\w+)`).FindAllStringSubmatch(n.Doc.Text(), -1) {
-					documented = append(documented, line[1])
-				}
-			}
-		case *ast.ValueSpec:
-			if n.Names[0].Name == variable {
-				for _, entry := range n.Values[0].(*ast.CompositeLit).Elts {
-					name, err := strconv.Unquote(entry.(*ast.KeyValueExpr).Key.(*ast.BasicLit).Value)
-					if err != nil {
-						t.Fatal(err)
-					}
-					known = append(known, name)
-				}
-			}
-		}
-		return true
-	})
-	if len(known) == 0 {
-		t.Fatalf("%s: found no %s", path, variable)
-	}
-	slices.Sort(documented)
-	slices.Sort(known)
-	return documented, known
-}
-
-// TestLinks follows the links that stay in the repository.
-func TestLinks(t *testing.T) {
-	index := read(t, "README.md")
+// TestMarks wants no page whose commands are marked as runnable and run by no
+// test. Those of the README are run by examples/readme_test.go.
+func TestMarks(t *testing.T) {
 	for _, page := range pages(t) {
-		if page != "README.md" && !strings.Contains(index, "("+page+")") {
-			t.Errorf("README.md has no line for %s", page)
-		}
-		for _, link := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(read(t, page), -1) {
-			path, anchor, _ := strings.Cut(link[1], "#")
-			if strings.Contains(path, "://") {
-				continue
-			}
-			target := page
-			if path != "" {
-				target = filepath.Join(filepath.Dir(page), path)
-			}
-			if _, err := os.Stat(target); err != nil {
-				t.Errorf("%s: %v", page, err)
-				continue
-			}
-			if anchor != "" && !slices.Contains(anchors(read(t, target)), anchor) {
-				t.Errorf("%s: %s has no heading #%s", page, target, anchor)
-			}
+		marked := regexp.MustCompile("(?m)^```\\w+ test\\b").MatchString(read(t, page))
+		if marked && filepath.Dir(page) == "." {
+			t.Errorf("%s: its commands are marked as runnable, and no test runs them", page)
 		}
 	}
-}
-
-// anchors are the headings of a page as GitHub links to them.
-func anchors(text string) (found []string) {
-	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
-		name := regexp.MustCompile(`[^\w -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
-		found = append(found, strings.ReplaceAll(name, " ", "-"))
-	}
-	return found
 }
