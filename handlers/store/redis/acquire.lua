@@ -1,7 +1,7 @@
 -- One handshake's rates and caps, decided in one step by the clock of Redis.
 --
 -- KEYS  evicted; one a rate; leases and order of each slot
--- ARGV  member, ttl (µs), channel, rates, slots;
+-- ARGV  member, latest (µs) or '', ttl (µs), channel, rates, slots;
 --       a rate: interval (µs), burst;
 --       a slot: limit, evict (0 or 1), changes, and for each of these a
 --       member and its order, or '' for one that is gone
@@ -17,20 +17,34 @@ local function arg()
 end
 local function text(number) return string.format('%.0f', number) end
 
-local member, ttl, channel = arg(), tonumber(arg()), arg()
+local member, latest, ttl, channel = arg(), tonumber(arg()), tonumber(arg()), arg()
 local rates, slots = tonumber(arg()), tonumber(arg())
 local evicted = KEYS[1]
 
--- A bucket is kept as the time at which it will be full (GCRA).
+-- Whoever asked has given up, and may have ended what asked.
+if latest and now > latest then
+	return redis.error_reply('LATE the question came too late')
+end
+
+-- A bucket is kept as the time at which it will be full (GCRA). One that is
+-- emptier than empty is of a clock that was set back.
+local full = {}
 for i = 1, rates do
-	local key, interval, burst = KEYS[1 + i], tonumber(arg()), tonumber(arg())
-	local full = math.max(tonumber(redis.call('GET', key) or '0'), now)
-	local wait = full - now - interval * (burst - 1)
+	local interval, burst = tonumber(arg()), tonumber(arg())
+	local known = tonumber(redis.call('GET', KEYS[1 + i]) or '0')
+	if known < now or known > now + interval * burst + 1 then
+		known = now
+	end
+	local wait = known - now - interval * (burst - 1)
 	if wait > 0 then
 		return { i - 1, math.ceil(wait), -1, text(now), {} }
 	end
-	full = full + interval
-	redis.call('SET', key, string.format('%.3f', full), 'PX', text(math.ceil((full - now) / 1000)))
+	full[i] = known + interval
+end
+-- Every bucket has a token: only now one is taken of each.
+for i = 1, rates do
+	local rest = math.max(1, math.ceil((full[i] - now) / 1000))
+	redis.call('SET', KEYS[1 + i], string.format('%.3f', full[i]), 'PX', text(rest))
 end
 
 local slot = {}
@@ -45,6 +59,8 @@ for i = 1, slots do
 		elseif not redis.call('ZSCORE', evicted, other) then
 			redis.call('ZADD', leases, text(now + ttl), other)
 			redis.call('ZADD', order, since, other)
+			redis.call('PEXPIRE', leases, text(ttl / 1000))
+			redis.call('PEXPIRE', order, text(ttl / 1000))
 		end
 	end
 	-- Leases that nobody renewed.
@@ -80,7 +96,8 @@ end
 if #gone > 0 then
 	redis.call('ZREMRANGEBYSCORE', evicted, '-inf', text(now))
 	redis.call('PEXPIRE', evicted, text(ttl * 4 / 1000))
-	redis.call('PUBLISH', channel, cjson.encode({ evicted = gone }))
+	-- Who may not publish still evicts: the node learns of it by renewing.
+	redis.pcall('PUBLISH', channel, cjson.encode({ evicted = gone }))
 end
 
 for i = 1, slots do

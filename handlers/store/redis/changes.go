@@ -166,7 +166,7 @@ func (s *Store) tellSome(ctx context.Context, tunnel string, changes []change) e
 	defer cancel()
 	names := make([]string, 0, 1+2*len(changes))
 	args := make([]any, 0, 1+2*len(changes))
-	names, args = append(names, s.key(tunnel, "evicted")), append(args, leaseTime.Microseconds())
+	names, args = append(names, s.key(tunnel, "evicted")), append(args, s.leaseTime.Microseconds())
 	for _, c := range changes {
 		names = append(names, s.leaseKeys(c.key)...)
 		args = append(args, c.id, c.since)

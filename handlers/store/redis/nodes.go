@@ -42,13 +42,13 @@ type notice struct {
 }
 
 // channel is the name of a channel. Channels, unlike keys, are shared by all
-// databases.
+// databases. The word keeps a prefix that ends in a digit apart.
 func (s *Store) channel(name string) string {
 	db := 0
 	if client, ok := s.client.(*goredis.Client); ok {
 		db = client.Options().DB
 	}
-	return s.options.Prefix + strconv.Itoa(db) + ":" + name
+	return s.options.Prefix + "db" + strconv.Itoa(db) + ":" + name
 }
 
 // Gather implements store.Shared.
@@ -63,10 +63,7 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 		s.suspect(err)
 		return nil, fmt.Errorf("only this node: %s", reason(err))
 	}
-	if len(silent) == 0 {
-		return nil, nil
-	}
-	came := make(chan notice, len(silent))
+	came := make(chan notice, len(silent)+obeying)
 	s.mu.Lock()
 	s.changes++
 	number := strconv.FormatUint(s.changes, 10)
@@ -77,6 +74,7 @@ func (s *Store) Gather(ctx context.Context, question []byte) (answers [][]byte, 
 		delete(s.waiting, number)
 		s.mu.Unlock()
 	}()
+	// Also where nobody is known to hear it: one may be late to say it lives.
 	if err := s.say(ctx, "commands", notice{From: s.self, Number: number, Question: question}); err != nil {
 		s.suspect(err)
 		return nil, fmt.Errorf("only this node: %s", reason(err))
@@ -140,6 +138,9 @@ func (s *Store) listen(ctx context.Context) {
 		s.hurryBeat() // it tells whether Redis is away
 		if heard {
 			retry = retryFirst
+		}
+		if refused := goredis.Error(nil); errors.As(err, &refused) {
+			s.suspect(fmt.Errorf("listening: %w", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -212,7 +213,9 @@ func (s *Store) missed() {
 func (s *Store) handle(ctx context.Context, text string, free chan struct{}) {
 	var n notice
 	if err := json.Unmarshal([]byte(text), &n); err != nil {
-		s.log.Load().Error("not understanding a message in redis", zap.Error(err))
+		if s.strange.due() {
+			s.log.Load().Error("not understanding a message in redis", zap.Error(err))
+		}
 		return
 	}
 	switch {
@@ -242,7 +245,9 @@ func (s *Store) handle(ctx context.Context, text string, free chan struct{}) {
 				s.obey(ctx, n)
 			})
 		default:
-			s.log.Load().Warn("too many commands of other nodes at once")
+			if s.flooded.due() {
+				s.log.Load().Warn("too many commands of other nodes at once")
+			}
 		}
 	}
 }
@@ -269,6 +274,6 @@ func (s *Store) obey(ctx context.Context, n notice) {
 	ctx, cancel := context.WithTimeout(ctx, gatherTime)
 	defer cancel()
 	if err := s.say(ctx, "answers:"+n.From, notice{From: s.self, Number: n.Number, Answer: answer}); err != nil {
-		s.log.Load().Warn("answering another node", zap.String("error", reason(err)))
+		s.suspect(fmt.Errorf("answering another node: %w", err))
 	}
 }

@@ -19,7 +19,7 @@ import (
 // Options is how a store reaches Redis, and what it does without.
 type Options struct {
 	// URLs is where Redis is: redis://, rediss:// (TLS) or unix://, with user,
-	// password and database. More than one, of Sentinels or of a Cluster's
+	// password and database, a socket's as ?db=1. More than one, of Sentinels or of a Cluster's
 	// nodes, differ in nothing but their hosts.
 	URLs []string
 
@@ -83,6 +83,7 @@ func (o Options) client() (*goredis.UniversalOptions, error) {
 	}
 	var first *goredis.Options
 	var addresses []string
+	several := len(o.URLs) > 1 || o.Cluster || o.Sentinel != ""
 	for _, text := range o.URLs {
 		one, err := o.parse(text)
 		if err != nil {
@@ -91,7 +92,7 @@ func (o Options) client() (*goredis.UniversalOptions, error) {
 		addresses = append(addresses, one.Addr)
 		if first == nil {
 			first = one
-		} else if one.Username != first.Username || one.Password != first.Password || one.DB != first.DB || (one.TLSConfig == nil) != (first.TLSConfig == nil) {
+		} else if one.Username != first.Username || one.Password != first.Password || one.DB != first.DB || one.Network != first.Network || (one.TLSConfig == nil) != (first.TLSConfig == nil) {
 			return nil, errors.New("the URLs differ in more than their hosts")
 		}
 	}
@@ -100,6 +101,9 @@ func (o Options) client() (*goredis.UniversalOptions, error) {
 	}
 	if first.Network == "unix" && (o.Cluster || o.Sentinel != "") {
 		return nil, errors.New("neither a Cluster nor Sentinels are behind a unix socket")
+	}
+	if several && first.TLSConfig != nil && (o.TLS == nil || o.TLS.ServerName == "") {
+		first.TLSConfig.ServerName = "" // every host has to show its own name
 	}
 	return &goredis.UniversalOptions{
 		Addrs: addresses, Username: first.Username, Password: first.Password, DB: first.DB, TLSConfig: first.TLSConfig,
@@ -125,10 +129,16 @@ const (
 // parse reads one URL.
 func (o Options) parse(text string) (*goredis.Options, error) {
 	u, err := url.Parse(text)
-	if err != nil {
-		return nil, errors.New("the URL is malformed") // the cause may hold the password
+	// What is wrong may hold the password, or be it: one with # or / in it, or
+	// a URL without a scheme.
+	if err != nil || u.Opaque != "" || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
+		return nil, errors.New("the URL is malformed: it begins with redis://, rediss:// or unix://, and what is special in a password is percent-encoded")
 	}
-	if u.RawQuery != "" || u.Fragment != "" {
+	query := u.Query()
+	if u.Scheme == "unix" {
+		query.Del("db") // its path is no place for a number
+	}
+	if len(query) > 0 || u.Fragment != "" {
 		return nil, fmt.Errorf("%s: a query or fragment means nothing here", u.Redacted())
 	}
 	parsed, err := goredis.ParseURL(text)

@@ -24,6 +24,9 @@ func (s *Store) Learn(ctx context.Context) error {
 		select {
 		case <-s.learned:
 		case <-ctx.Done():
+			if s.options.Deny {
+				return ErrAway // what is not known may have been revoked
+			}
 		}
 	}
 	if s.options.Deny && s.state.away() {
@@ -129,10 +132,12 @@ func (s *Store) scan(ctx context.Context, cursor uint64) (fields []string, next 
 func (s *Store) take(subject, value string) (store.Revocation, bool) {
 	r, err := decode(subject, value)
 	if err != nil {
-		s.log.Load().Error("not understanding a revocation in redis", zap.Error(err))
+		if s.strange.due() {
+			s.log.Load().Error("not understanding a revocation in redis", zap.Error(err))
+		}
 		return r, false
 	}
-	if !s.options.Revocations.Merge(r, time.Now()) {
+	if !s.options.Revocations.Merge(r, time.Now()) && s.full.due() {
 		s.log.Load().Error("no room for a revocation of another node: lift some, or give them an end")
 	}
 	return r, true

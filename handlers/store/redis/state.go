@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,15 +33,32 @@ const (
 	retryMost  = time.Second
 )
 
-// complainEvery is how often a question that failed is worth a line of the
-// log, while the store is there.
+// complainEvery is how often what may come with every handshake or message is
+// worth a line of the log.
 const complainEvery = 10 * time.Second
+
+// complaint is one kind of such lines.
+type complaint struct {
+	mu   sync.Mutex
+	last time.Time
+}
+
+// due reports whether it is time for a line.
+func (c *complaint) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.last) < complainEvery {
+		return false
+	}
+	c.last = time.Now()
+	return true
+}
 
 // state is whether Redis is there.
 type state struct {
-	mu         sync.Mutex
-	since      time.Time // away since; zero: it is there
-	complained time.Time
+	mu        sync.Mutex
+	since     time.Time // away since; zero: it is there
+	suspicion error     // what failed since the last beat began
 }
 
 func (s *state) away() bool {
@@ -52,16 +71,26 @@ func (s *state) away() bool {
 func (s *Store) Up() bool { return !s.state.away() }
 
 // suspect notes that a question failed. Whether Redis is away, the keeper
-// finds out: it may be that one connection or one key.
+// finds out, and says so: it may be that one connection or one key.
 func (s *Store) suspect(err error) {
-	s.hurryBeat()
 	s.state.mu.Lock()
-	quiet := !s.state.since.IsZero() || time.Since(s.state.complained) < complainEvery
-	if !quiet {
-		s.state.complained = time.Now()
-	}
+	s.state.suspicion = err
 	s.state.mu.Unlock()
-	if !quiet {
+	s.hurryBeat()
+}
+
+// suspicion is what failed since it was asked for last.
+func (s *Store) suspicion() error {
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	err := s.state.suspicion
+	s.state.suspicion = nil
+	return err
+}
+
+// complain tells of a question that failed though Redis is there.
+func (s *Store) complain(err error) {
+	if s.failed.due() {
 		s.log.Load().Warn("asking redis failed", zap.String("for_now", s.policy()), zap.String("error", reason(err)))
 	}
 }
@@ -80,7 +109,7 @@ func (s *Store) setAway(err error) {
 }
 
 // setUp notes that Redis is there, and says so if it was away.
-func (s *Store) setUp() {
+func (s *Store) setUp() (wasAway bool) {
 	s.state.mu.Lock()
 	since := s.state.since
 	s.state.since = time.Time{}
@@ -91,6 +120,7 @@ func (s *Store) setUp() {
 		s.mu.Unlock()
 		s.log.Load().Info("redis is back", zap.Duration("away", time.Since(since)), zap.Int("connections_registered", n))
 	}
+	return !since.IsZero()
 }
 
 // policy is what applies without Redis, for the log.
@@ -138,11 +168,14 @@ func (s *Store) keep(ctx context.Context) {
 		case <-wake:
 			beat = false
 		}
+		var suspicion error
+		if beat {
+			suspicion = s.suspicion()
+		}
 		err := s.round(ctx, beat, &renewed)
 		if ctx.Err() != nil {
 			return
 		}
-		s.learnedOnce.Do(func() { close(s.learned) })
 		switch {
 		case err != nil:
 			s.setAway(err)
@@ -150,9 +183,13 @@ func (s *Store) keep(ctx context.Context) {
 			renewed = time.Time{} // who knows what it still holds
 			next, retry = time.Now().Add(retry), min(2*retry, retryMost)
 		case beat:
-			s.setUp()
+			if !s.setUp() && suspicion != nil {
+				s.complain(suspicion)
+			}
 			next, retry = time.Now().Add(beatEvery), retryFirst
 		}
+		// Last: whoever waits for it asks next whether Redis is there.
+		s.learnedOnce.Do(func() { close(s.learned) })
 	}
 }
 
@@ -161,7 +198,7 @@ func (s *Store) keep(ctx context.Context) {
 // said when it is back.
 func (s *Store) forgetEnded() {
 	s.state.mu.Lock()
-	ended := time.Since(s.state.since) > leaseTime
+	ended := time.Since(s.state.since) > s.leaseTime
 	s.state.mu.Unlock()
 	if ended {
 		s.mu.Lock()
@@ -182,7 +219,7 @@ func (s *Store) round(ctx context.Context, beat bool, renewed *time.Time) error 
 	renew := s.renew
 	s.renew = false
 	s.mu.Unlock()
-	if renew || time.Since(*renewed) >= renewEvery {
+	if renew || time.Since(*renewed) >= s.renewEvery {
 		if err := s.tell(ctx, s.renewals()); err != nil {
 			return fmt.Errorf("renewing leases: %w", err)
 		}
@@ -198,21 +235,23 @@ func (s *Store) round(ctx context.Context, beat bool, renewed *time.Time) error 
 func (s *Store) beat(ctx context.Context) error {
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	keys := []string{s.key("all", "nodes"), s.key("all", "version")}
+	keys := []string{s.key("all", "nodes"), s.key("all", "revocations"), s.key("all", "ends"), s.key("all", "version")}
 	sent := time.Now()
 	reply, err := beatScript.Run(short, s.client, keys, s.self+" "+s.options.Node, nodeTime.Microseconds()).StringSlice()
 	if err != nil {
 		return err
 	}
-	if len(reply) != 2 {
-		return fmt.Errorf("a strange answer: %q", reply)
+	if len(reply) != 3 {
+		return errStrange
 	}
 	now, err := strconv.ParseInt(reply[0], 10, 64)
 	if err != nil {
-		return fmt.Errorf("a strange time: %q", reply[0])
+		return errStrange
 	}
 	s.mu.Lock()
-	s.ahead = time.UnixMicro(now).Sub(sent.Add(time.Since(sent) / 2))
+	s.ahead, s.timed = time.UnixMicro(now).Sub(sent.Add(time.Since(sent)/2)), true
+	// Redis that forgot the node forgot its leases as well.
+	s.renew = s.renew || reply[2] == "1"
 	known := s.asked && s.version == reply[1]
 	s.mu.Unlock()
 	if known {
@@ -227,13 +266,13 @@ func (s *Store) leave() {
 		return
 	}
 	s.mu.Lock()
-	for id, l := range s.leases {
-		delete(s.leases, id)
-		for _, key := range l.keys {
-			s.change(key, id)
+	ids := slices.Collect(maps.Keys(s.leases))
+	s.mu.Unlock()
+	for _, id := range ids {
+		if !open.holds(s, id) {
+			s.drop(id)
 		}
 	}
-	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*s.options.Timeout)
 	defer cancel()
 	_ = s.tell(ctx, s.pending()) // what fails here ends by itself

@@ -11,8 +11,8 @@
 //	{all}:revocations         what was said of each subject (hash), with
 //	{all}:ends, {all}:version when it ends, and which state of it this is
 //
-// and carries commands through the channels <database>:commands and
-// <database>:answers:<node>. Times are microseconds by the clock of Redis.
+// and carries commands through the channels db<database>:commands and
+// db<database>:answers:<node>. Times are microseconds by the clock of Redis.
 // What is in braces decides the slot in a Redis Cluster: one script needs its
 // keys in one slot.
 //
@@ -28,7 +28,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -74,6 +73,10 @@ type Store struct {
 	self    string // tells this process from all others
 	log     atomic.Pointer[zap.Logger]
 
+	failed, strange, full, flooded complaint
+
+	leaseTime, renewEvery time.Duration // tests have less
+
 	// This node's own counts, which decide while Redis is away.
 	own store.Memory
 
@@ -85,6 +88,7 @@ type Store struct {
 	changed map[leaseKey]map[string]uint64
 	changes uint64
 	ahead   time.Duration            // how far the clock of Redis is ahead of ours
+	timed   bool                     // that is known
 	renew   bool                     // all leases, at the next beat
 	asked   bool                     // for the revocations
 	version string                   // of those that are known
@@ -126,6 +130,8 @@ func New(o Options) (*Store, error) {
 		wake:    make(chan struct{}, 1),
 		doubt:   make(chan struct{}, 1),
 		learned: make(chan struct{}),
+
+		leaseTime: leaseTime, renewEvery: renewEvery,
 	}
 	s.log.Store(zap.NewNop())
 	return s, nil
@@ -143,6 +149,7 @@ func (s *Store) Start() {
 	s.started.Do(func() {
 		ctx, stop := context.WithCancel(context.Background())
 		s.stop = stop
+		open.add(s)
 		s.running.Go(func() { s.keep(ctx) })
 		s.running.Go(func() { s.listen(ctx) })
 	})
@@ -154,6 +161,7 @@ func (s *Store) Close() error {
 	if s.stop != nil {
 		s.stop()
 		s.running.Wait()
+		open.remove(s)
 		s.leave()
 	}
 	return s.client.Close()
@@ -176,7 +184,8 @@ func (s *Store) Acquire(ctx context.Context, r store.Request) (store.Verdict, er
 	}
 	if err != nil {
 		s.forget(r.ID, keys) // it may have a place all the same
-		if ctx.Err() != nil {
+		// A deadline is how long Redis has to answer, as the timeout is.
+		if errors.Is(ctx.Err(), context.Canceled) {
 			return store.Verdict{}, ctx.Err()
 		}
 		s.suspect(err)
@@ -186,8 +195,8 @@ func (s *Store) Acquire(ctx context.Context, r store.Request) (store.Verdict, er
 		s.Release(id)
 	}
 	if answer.verdict.Admitted() && len(r.Slots) > 0 {
-		s.hold(r.ID, keys, answer.since)
 		s.own.Adopt(r.ID, r.Tunnel, slotKeys(r.Slots))
+		s.hold(r.ID, keys, answer.since)
 	}
 	return answer.verdict, nil
 }
@@ -238,7 +247,7 @@ func (s *Store) ask(ctx context.Context, r store.Request, keys []leaseKey) (answ
 	ctx, cancel := context.WithTimeout(ctx, s.options.Timeout)
 	defer cancel()
 	names := []string{s.key(r.Tunnel, "evicted")}
-	args := []any{r.ID, leaseTime.Microseconds(), s.channel("commands"), len(r.Rates), len(r.Slots)}
+	args := []any{r.ID, s.latest(), s.leaseTime.Microseconds(), s.channel("commands"), len(r.Rates), len(r.Slots)}
 	for _, rate := range r.Rates {
 		names = append(names, s.key(r.Tunnel, "rate:"+hashed(rate.Key)))
 		args = append(args, strconv.FormatFloat(float64(rate.Interval)/float64(time.Microsecond), 'f', 3, 64), rate.Burst)
@@ -262,11 +271,26 @@ func (s *Store) ask(ctx context.Context, r store.Request, keys []leaseKey) (answ
 	return read(reply)
 }
 
+// latest is when a question put now is of no use any more, by the clock of
+// Redis: one that stands in a buffer while Redis hangs must not take a place
+// afterwards. Empty while that clock is not known.
+func (s *Store) latest() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.timed {
+		return ""
+	}
+	// The clock is known by half a round trip of the keeper's.
+	return strconv.FormatInt(time.Now().Add(s.ahead+s.options.Timeout+patience).UnixMicro(), 10)
+}
+
+// errStrange is an answer that no script of ours gives.
+var errStrange = errors.New("a strange answer")
+
 // read reads the reply of acquire.lua.
 func read(reply []any) (a answer, err error) {
-	bad := fmt.Errorf("a strange answer: %v", reply)
 	if len(reply) != 5 {
-		return a, bad
+		return a, errStrange
 	}
 	limited, ok1 := reply[0].(int64)
 	wait, ok2 := reply[1].(int64)
@@ -274,16 +298,16 @@ func read(reply []any) (a answer, err error) {
 	text, ok4 := reply[3].(string)
 	evicted, ok5 := reply[4].([]any)
 	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
-		return a, bad
+		return a, errStrange
 	}
 	if a.since, err = strconv.ParseInt(text, 10, 64); err != nil {
-		return a, bad
+		return a, errStrange
 	}
 	a.verdict = store.Verdict{Limited: int(limited), Wait: time.Duration(wait) * time.Microsecond, Full: int(full)}
 	for _, id := range evicted {
 		text, ok := id.(string)
 		if !ok {
-			return a, bad
+			return a, errStrange
 		}
 		a.verdict.Evicted = append(a.verdict.Evicted, text)
 	}

@@ -10,9 +10,7 @@ local now = time[1] * 1000000 + time[2]
 local ttl = tonumber(ARGV[1])
 local expiry = string.format('%.0f', now + ttl)
 local lost = {}
-for i = 1, (#KEYS - 1) / 2 do
-	local leases, order = KEYS[2 * i], KEYS[2 * i + 1]
-	local member, since = ARGV[2 * i], ARGV[2 * i + 1]
+local function update(leases, order, member, since)
 	if since == '' then
 		redis.call('ZREM', leases, member)
 		redis.call('ZREM', order, member)
@@ -23,6 +21,13 @@ for i = 1, (#KEYS - 1) / 2 do
 		redis.call('ZADD', order, 'NX', since, member)
 		redis.call('PEXPIRE', leases, string.format('%.0f', ttl / 1000))
 		redis.call('PEXPIRE', order, string.format('%.0f', ttl / 1000))
+	end
+end
+for i = 1, (#KEYS - 1) / 2 do
+	local ok, err = pcall(update, KEYS[2 * i], KEYS[2 * i + 1], ARGV[2 * i], ARGV[2 * i + 1])
+	-- Of a key that somebody else wrote, no other key has to suffer.
+	if not ok and not string.find(err, 'WRONGTYPE', 1, true) then
+		return redis.error_reply(err)
 	end
 end
 return lost

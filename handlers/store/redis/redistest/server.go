@@ -66,7 +66,7 @@ func (s *Server) Port() string {
 func (s *Server) Start() {
 	s.t.Helper()
 	args := append([]string{"--bind", "127.0.0.1", "--port", s.Port(), "--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no"}, s.args...)
-	s.cmd = exec.Command("redis-server", args...)
+	s.cmd = exec.Command("redis-server", args...) //nolint:gosec // arguments of tests
 	log, err := os.Create(filepath.Join(s.dir, "log"))
 	if err != nil {
 		s.t.Fatal(err)
