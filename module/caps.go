@@ -82,7 +82,7 @@ func (g *Gate) ask(v *visit, rates []countedRate, slots []store.Slot) (evicted [
 	for _, r := range rates {
 		rate := r.rate()
 		request.Rates = append(request.Rates, store.Rate{
-			Key: r.name + "\x00" + r.key, Interval: rate.Per / time.Duration(rate.Number), Burst: rate.Size(),
+			Key: r.name + "\x00" + r.key, Interval: max(1, rate.Per/time.Duration(rate.Number)), Burst: rate.Size(),
 		})
 	}
 	verdict, err := v.askStore(g.store, request)

@@ -79,7 +79,8 @@ func everywhere(ctx context.Context, o order) result {
 	}
 	slices.SortFunc(all.Connections, func(a, b connection) int { return cmp.Compare(a.ID, b.ID) })
 	if o.Revoke != nil {
-		if err := shared.Revoke(ctx, *o.Revoke); err != nil {
+		// Whether or not the operator still waits for the answer.
+		if err := shared.Revoke(context.WithoutCancel(ctx), *o.Revoke); err != nil {
 			all.incomplete = err.Error()
 		}
 	}

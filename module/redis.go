@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -31,7 +32,7 @@ func init() {
 type RedisStore struct {
 	// Where Redis is: `redis://`, `rediss://` (TLS) or `unix://`, with user,
 	// password and number of the database as in
-	// `rediss://user:password@host:6379/0`. Keep the password in a placeholder
+	// `rediss://user:password@host:6379/0`, or `unix:///run/redis.sock?db=0`. Keep the password in a placeholder
 	// such as `{env.REDIS_URL}`. Several, for `sentinel` and `cluster`, differ
 	// only in their hosts. What is special in a URL is percent-encoded.
 	URLs []string `json:"urls,omitempty"`
@@ -128,7 +129,7 @@ func (r *RedisStore) Provision(ctx caddy.Context) error {
 	if r.Timeout == 0 {
 		r.Timeout = caddy.Duration(defaultStoreTimeout)
 	}
-	if r.Timeout < 0 || time.Duration(r.Timeout) > storePatience {
+	if time.Duration(r.Timeout) < time.Millisecond || time.Duration(r.Timeout) > storePatience {
 		return fmt.Errorf("timeout: %s is not within 1ms and %s", time.Duration(r.Timeout), storePatience)
 	}
 	options, err := r.options()
@@ -178,6 +179,9 @@ func (r *RedisStore) expand() error {
 	repl := caddy.NewReplacer()
 	for option, text := range texts {
 		expanded, err := repl.ReplaceOrErr(*text, true, true)
+		if err != nil && strings.HasPrefix(option, "URL") {
+			err = errors.New("a placeholder in it is unknown or empty") // what looks like one may be a password
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", option, err)
 		}

@@ -54,9 +54,10 @@ func (r Revocation) ended(now time.Time) bool {
 // Revocations is the set of what one node knows. Its zero value is ready for
 // use.
 type Revocations struct {
-	mu    sync.RWMutex
-	by    map[Subject]Revocation
-	swept time.Time
+	mu     sync.RWMutex
+	by     map[Subject]Revocation
+	lifted int // of them
+	swept  time.Time
 }
 
 // Merge takes over what was said, here or elsewhere, unless something later is
@@ -72,7 +73,10 @@ func (s *Revocations) Merge(r Revocation, now time.Time) bool {
 		s.sweep(now, false)
 	}
 	if !ok && len(s.by) >= MaxRevocations {
-		s.sweep(now, true)
+		// Not for each of many that find no room.
+		if s.lifted > 0 || now.Sub(s.swept) >= time.Second {
+			s.sweep(now, true)
+		}
 		if len(s.by) >= MaxRevocations {
 			return false
 		}
@@ -80,7 +84,11 @@ func (s *Revocations) Merge(r Revocation, now time.Time) bool {
 	if s.by == nil {
 		s.by = make(map[Subject]Revocation)
 	}
+	s.forget(r.Subject)
 	s.by[r.Subject] = r
+	if r.Lifted {
+		s.lifted++
+	}
 	return true
 }
 
@@ -162,7 +170,15 @@ func (s *Revocations) sweep(now time.Time, need bool) {
 	s.swept = now
 	for subject, r := range s.by {
 		if r.ended(now) || need && r.Lifted {
-			delete(s.by, subject)
+			s.forget(subject)
 		}
 	}
+}
+
+// forget drops what was said of a subject. mu is held.
+func (s *Revocations) forget(subject Subject) {
+	if s.by[subject].Lifted {
+		s.lifted--
+	}
+	delete(s.by, subject)
 }

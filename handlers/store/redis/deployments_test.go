@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -277,4 +278,22 @@ func TestCluster(t *testing.T) {
 	if !a.Up() || !b.Up() {
 		t.Error("Redis is said to be away")
 	}
+}
+
+// The rights that the documentation names are enough.
+func TestRights(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../docs/nodes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(text), "\nACL SETUSER gate ")
+	line, _, _ = strings.Cut(line, "\n")
+	server := redistest.Start(t)
+	server.Do(append([]string{"ACL", "SETUSER", "gate"}, strings.Fields(strings.ReplaceAll(line, ">…", ">secret"))...)...)
+	url := "redis://gate:secret@" + server.Addr + "/0"
+	a, b := startNode(t, url, "a", prefix("wsgate:"), patient), startNode(t, url, "b", prefix("wsgate:"), patient)
+	wantShared(t, a, b)
+	a.wantSaid()
+	b.wantSaid()
 }
