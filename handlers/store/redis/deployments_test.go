@@ -292,7 +292,7 @@ func TestRights(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(append([]string{"ACL", "SETUSER", "gate"}, strings.Fields(strings.ReplaceAll(line, ">…", ">secret"))...)...)
 	url := "redis://gate:secret@" + server.Addr + "/0"
-	a, b := startNode(t, url, "a", prefix("wsgate:"), patient), startNode(t, url, "b", prefix("wsgate:"), patient)
+	a, b := startNode(t, url, "a", prefix("wsgate:"), patient, echoing), startNode(t, url, "b", prefix("wsgate:"), patient, echoing)
 	wantShared(t, a, b)
 	a.wantSaid()
 	b.wantSaid()
