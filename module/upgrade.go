@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -197,16 +198,17 @@ func (w *upgradeWriter) dropAnswer() {
 
 // accepted is the socket to be, all but the client's side. What it shares with
 // the user's other sockets it holds from here on: before the client knows that
-// it is in.
+// it is in. Of the claims it takes copies: they are pieces of the token's whole
+// payload, which would stay with them.
 func (g *Gate) accepted(v *visit, b *accepted) tunnel.Accepted {
 	a := tunnel.Accepted{
 		Identity: tunnel.Identity{
 			ID:        v.id,
 			Tunnel:    g.TunnelName,
-			User:      v.token.User,
+			User:      strings.Clone(v.token.User),
 			Issuer:    v.token.Issuer,
-			TokenID:   v.token.ID,
-			SessionID: v.token.SessionID,
+			TokenID:   strings.Clone(v.token.ID),
+			SessionID: strings.Clone(v.token.SessionID),
 			ClientIP:  v.clientIP(),
 			Upstream:  b.upstream,
 			Expires:   v.token.Expires,

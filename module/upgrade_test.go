@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -485,4 +486,19 @@ func TestLifetime(t *testing.T) {
 			t.Errorf("%s: it ran over", got)
 		}
 	})
+}
+
+// A socket keeps no more of its token than it shows: a claim is a piece of the
+// whole payload.
+func TestSocketKeepsNoPayload(t *testing.T) {
+	g, _ := newGate(t, nil)
+	payload := `{"sub":"ann","jti":"j1","sid":"s1"}`
+	token := &auth.Token{Issuer: "https://id.example", User: payload[8:11], ID: payload[20:22], SessionID: payload[31:33]}
+	a := g.accepted(&visit{r: httptest.NewRequest("GET", "/", nil), token: token}, &accepted{})
+	defer a.Release()
+	for _, c := range []struct{ kept, of string }{{a.User, token.User}, {a.TokenID, token.ID}, {a.SessionID, token.SessionID}} {
+		if c.kept != c.of || unsafe.StringData(c.kept) == unsafe.StringData(c.of) {
+			t.Errorf("%q is a piece of the payload", c.kept)
+		}
+	}
 }

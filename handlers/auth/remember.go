@@ -3,13 +3,12 @@ package auth
 import (
 	"crypto/sha256"
 	"sync"
-	"time"
 )
 
 const (
 	// memoryShards and shardSize bound the tokens that a verifier remembers
 	// to 4096. One takes its payload, which is below 6 KiB and mostly some
-	// hundred bytes, and some 300 bytes beside that.
+	// hundred bytes, and some 150 bytes beside that.
 	memoryShards = 16
 	shardSize    = 256
 )
@@ -19,20 +18,18 @@ type sum = [sha256.Size]byte
 // tokenSum is a token's name in the memory. The memory keeps no token.
 func tokenSum(token string) sum { return sha256.Sum256([]byte(token)) }
 
-// remembered is a token that was verified, and with which keys. Its claims
-// are kept as their text, which takes a tenth of the room.
+// remembered is a token whose signature was verified, and with which keys. Its
+// claims are kept as their text, which takes a tenth of the room.
 type remembered struct {
-	token      Token // without claims
 	payload    string
-	validity   validity
-	source     *Source
-	generation uint64
+	issuer     *Issuer
+	generation uint64 // of the issuer's keys
 }
 
 // memory spares the signature check for tokens that come again, as they do
 // when every client of a restarted backend reconnects. What it knows of a
-// token holds only as long as the issuer's keys are the same, and times are
-// looked at every time. A token that was refused is not remembered.
+// token holds only as long as the issuer's keys are the same, and the claims
+// are judged every time. A token that was refused is not remembered.
 type memory struct {
 	shards [memoryShards]shard
 }
@@ -62,27 +59,19 @@ func newMemory() *memory {
 
 func (m *memory) shard(s *sum) *shard { return &m.shards[s[0]%memoryShards] }
 
-// find returns the token, if it is known and still good.
-func (m *memory) find(s sum, now time.Time, leeway time.Duration) *Token {
-	entry, ok := m.shard(&s).get(s)
-	if !ok || entry.validity.check(now, leeway) != nil {
-		return nil
+// find returns what is known of the token, if it was verified with the keys
+// that hold now.
+func (m *memory) find(s sum) (entry remembered, ok bool) {
+	if entry, ok = m.shard(&s).get(s); !ok {
+		return entry, false
 	}
 	// Not keys: a remembered token never waits for any.
-	set := entry.source.current.Load()
+	set := entry.issuer.Keys.current.Load()
 	if set == nil || set.generation != entry.generation {
-		return nil
+		return entry, false
 	}
-	if _, err := entry.source.unlessStale(set); err != nil {
-		return nil
-	}
-	payload, err := parseObject(entry.payload)
-	if err != nil {
-		return nil // never: it was parsed before
-	}
-	token := entry.token
-	token.Claims = &Claims{root: payload}
-	return &token
+	_, err := entry.issuer.Keys.unlessStale(set)
+	return entry, err == nil
 }
 
 func (m *memory) put(s sum, entry remembered) { m.shard(&s).put(s, entry) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -97,7 +98,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 		return nil, err // before anything is made of it (S-44)
 	}
 	sum := tokenSum(token)
-	if known := v.remembered.find(sum, v.now(), v.Leeway); known != nil {
+	if known := v.recall(sum); known != nil {
 		return known, nil
 	}
 	c, err := parseCompact(token)
@@ -113,16 +114,30 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 		return nil, err
 	}
 	// The clock is read again: keys may have been waited for.
-	verified, validity, err := v.judge(issuer, c.payload, v.now())
+	verified, err := v.judge(issuer, c.payload, v.now())
 	if err != nil {
 		return nil, err
 	}
-	bare := *verified
-	bare.Claims = nil
-	v.remembered.put(sum, remembered{
-		token: bare, payload: c.text, validity: validity, source: issuer.Keys, generation: set.generation,
-	})
+	v.remembered.put(sum, remembered{payload: c.text, issuer: issuer, generation: set.generation})
 	return verified, nil
+}
+
+// recall returns a token whose signature needs no second look, if it is good
+// now; nil for all others.
+func (v *Verifier) recall(s sum) *Token {
+	known, ok := v.remembered.find(s)
+	if !ok {
+		return nil
+	}
+	payload, err := parseObject(known.payload)
+	if err != nil {
+		return nil // never: it was parsed before
+	}
+	token, err := v.judge(known.issuer, payload, v.now())
+	if err != nil {
+		return nil
+	}
+	return token
 }
 
 // issuerOf finds the issuer by the exact text of iss, and has it look at the
@@ -140,30 +155,31 @@ func (v *Verifier) issuerOf(c *compact) (*Issuer, error) {
 }
 
 // judge looks at the claims, whose signature was verified.
-func (v *Verifier) judge(issuer *Issuer, payload map[string]any, now time.Time) (*Token, validity, error) {
+func (v *Verifier) judge(issuer *Issuer, payload map[string]any, now time.Time) (*Token, error) {
 	validity, err := validityOf(payload)
 	if err != nil {
-		return nil, validity, err
+		return nil, err
 	}
 	if err := validity.check(now, v.Leeway); err != nil {
-		return nil, validity, err
+		return nil, err
 	}
 	if !issuer.takesAudience(payload["aud"]) {
-		return nil, validity, errAudience
+		return nil, errAudience
 	}
 	claims := &Claims{root: payload}
 	user, err := claims.user(v.UserClaim)
 	if err != nil {
-		return nil, validity, err
+		return nil, err
 	}
 	name := issuer.Name // the same text, but one for all sockets
 	if issuer.Any {
 		name, _ = payload["iss"].(string)
+		name = strings.Clone(name) // not a piece of the payload, which would stay with it
 	}
 	return &Token{
 		Issuer: name, User: user, ID: claims.text("jti"), SessionID: claims.text("sid"),
 		Expires: validity.expires, Claims: claims,
-	}, validity, nil
+	}, nil
 }
 
 // validity is when a token is good (RFC 7519 §4.1.4 to §4.1.6). notBefore and

@@ -60,8 +60,8 @@ var (
 )
 
 // causeClosed is the cause of a socket whose side sent a close frame.
-func causeClosed(by Party, code uint16) Cause {
-	return Cause{By: by, Reason: "normal", Code: code}
+func causeClosed(by Party, code uint16) *Cause {
+	return &Cause{By: by, Reason: "normal", Code: code}
 }
 
 // backendCode is the close code that the backend gets.

@@ -24,8 +24,15 @@ const (
 	restSize = 512
 )
 
-// buffer is what a pump holds while bytes pass, and only then.
-type buffer [headroom + bufferSize]byte
+// buffer is what a pump holds while bytes pass, and only then: the bytes of
+// one read, and what is made of them.
+type buffer struct {
+	bytes []byte // headroom, and what was read behind it
+	n     int    // so much
+	chunk chunk  // what scan found in it; here and not on the stack, see pump
+}
+
+func newBuffer(size int) *buffer { return &buffer{bytes: make([]byte, headroom+size)} }
 
 // buffers are those that nobody holds now.
 var buffers sync.Pool
@@ -34,7 +41,7 @@ func takeBuffer() *buffer {
 	if b, ok := buffers.Get().(*buffer); ok {
 		return b
 	}
-	return new(buffer)
+	return newBuffer(bufferSize)
 }
 
 // end is one of the two connections of a socket.
@@ -48,12 +55,12 @@ type end struct {
 	// rest is there for all others, TLS above all: bytes that were decrypted
 	// wait within the connection, where no descriptor tells of them. They are
 	// read into this small buffer, and into a large one once it is full.
-	rest []byte
+	rest *buffer
 }
 
 func newEnd(conn net.Conn) end {
 	if !readsDescriptors {
-		return end{conn: conn, rest: make([]byte, headroom+restSize)}
+		return end{conn: conn, rest: newBuffer(restSize)}
 	}
 	// Types that embed these may read and write in ways of their own, so only
 	// the very types count.
@@ -67,7 +74,7 @@ func newEnd(conn net.Conn) end {
 			return end{conn: conn, raw: raw}
 		}
 	}
-	return end{conn: conn, rest: make([]byte, headroom+restSize)}
+	return end{conn: conn, rest: newBuffer(restSize)}
 }
 
 // moment is how long a read waits for more of a burst that is under way. It is
@@ -77,26 +84,26 @@ const moment = time.Millisecond
 
 // readRest waits for bytes in the small buffer. If they fill it, more is
 // likely there: what can be had within a moment is read into a large buffer
-// behind them. The bytes begin at headroom in either; b is nil when they are
-// in the small one.
-func (e *end) readRest() (b *buffer, n int, err error) {
-	n, err = e.conn.Read(e.rest[headroom:])
-	if n < restSize || err != nil {
-		return nil, n, err
+// behind them. b is the buffer that holds the bytes.
+func (e *end) readRest() (b *buffer, err error) {
+	e.rest.n, err = e.conn.Read(e.rest.bytes[headroom:])
+	if e.rest.n < restSize || err != nil {
+		return e.rest, err
 	}
 	b = takeBuffer()
-	copy(b[headroom:], e.rest[headroom:])
+	b.n = copy(b.bytes[headroom:], e.rest.bytes[headroom:])
 	if e.conn.SetReadDeadline(time.Now().Add(moment)) != nil {
-		return b, n, nil // closed meanwhile: the next read tells
+		return b, nil // closed meanwhile: the next read tells
 	}
-	more, err := e.conn.Read(b[headroom+n:])
+	more, err := e.conn.Read(b.bytes[headroom+b.n:])
+	b.n += more
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = nil
 	}
 	if e.conn.SetReadDeadline(time.Time{}) != nil {
 		err = nil
 	}
-	return b, n + more, err
+	return b, err
 }
 
 // closeWrite passes on that nothing more comes (TCP's FIN, TLS's

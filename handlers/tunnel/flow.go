@@ -17,27 +17,24 @@ const (
 // flow is one direction of a socket: it reads frames from src and writes them
 // to dst. One pump owns its reading side; whoever holds mu may write.
 type flow struct {
-	socket   *Socket
-	src, dst *end
-	in       bool // from the client to the backend
+	socket *Socket
+	in     bool // from the client to the backend
 
 	// Read state, the pump's own.
-	scanner    Scanner
-	limiter    *limiter       // nil without limits
+	closing    bool // the current frame is a close frame
+	data       bool // the current frame carries data
+	blind      bool // what the source says no longer counts
+	starved    bool // there are bytes, but no buffer was left over
+	over       bool // src has nothing more to say
+	reset      bool // and did not end with a FIN
+	pong       bool // a ping of ours was answered
+	nheld      uint8
 	held       [headroom]byte // bytes of a frame that can't go on yet
-	nheld      int
-	closing    bool   // the current frame is a close frame
-	data       bool   // the current frame carries data
-	code       uint16 // close code of the source
-	blind      bool   // what the source says no longer counts
+	rtt        time.Duration  // after which our ping was answered
+	scanner    Scanner
+	limiter    *limiter // nil without limits
 	onReadable func(fd uintptr) bool
 	buf        *buffer
-	n          int
-	starved    bool // there are bytes, but no buffer was left over
-	err        error
-	scanned    chunk         // here and not on the stack, see pump
-	pong       bool          // a ping of ours was answered
-	rtt        time.Duration // after so long
 
 	// Write state.
 	mu       sync.Mutex    // orders what is written to dst
@@ -51,15 +48,46 @@ type flow struct {
 	writing  atomic.Bool   // the pump has bytes that dst has not taken yet
 
 	// What both sides of the flow look at.
-	closeSent atomic.Bool // dst got a close frame
-	closeSeen atomic.Bool // src sent a close frame, or broke a rule
-	answered  atomic.Bool // the gate sent src a close frame of its own
-	settled   atomic.Bool // dst gets the end of the stream
-	ended     atomic.Bool // src has nothing more to say
+	marks atomic.Uint32
 
 	// Counters, written by the pump.
 	messages atomic.Uint64 // data messages, counted at their first frame
 	bytes    atomic.Uint64 // payload bytes of data frames
+}
+
+// What has happened to a flow for good.
+const (
+	closeSent uint32 = 1 << iota // dst got a close frame
+	closeSeen                    // src sent a close frame, or broke a rule
+	answered                     // the gate sent src a close frame of its own
+	settled                      // dst gets the end of the stream
+	ended                        // the pump passed on that src has nothing more to say
+)
+
+// has reports whether this has happened.
+func (f *flow) has(mark uint32) bool { return f.marks.Load()&mark != 0 }
+
+// mark notes that this has happened, and reports whether it is for the first
+// time.
+func (f *flow) mark(mark uint32) bool { return f.marks.Or(mark)&mark == 0 }
+
+// src is what f reads from.
+func (f *flow) src() *end {
+	if f.in {
+		return &f.socket.client
+	}
+	return &f.socket.backend
+}
+
+// dst is what f writes to.
+func (f *flow) dst() *end { return f.other().src() }
+
+// other is the flow in the opposite direction.
+func (f *flow) other() *flow {
+	if f.in {
+		return &f.socket.out
+	}
+	return &f.socket.in
 }
 
 // chunk is what scan made of the bytes of one read.
@@ -77,11 +105,10 @@ type chunk struct {
 	limit *Cause        // or that frame ends the socket
 }
 
-// scan walks the frames of p, which goes on where the last call stopped. It
-// takes the pongs that answer our pings out of p, and holds back what can't
-// be judged before more bytes are there.
-func (f *flow) scan(p []byte) *chunk {
-	c := &f.scanned
+// scan walks the frames of p, which goes on where the last call stopped, and
+// says in c what it found. It takes the pongs that answer our pings out of p,
+// and holds back what can't be judged before more bytes are there.
+func (f *flow) scan(c *chunk, p []byte) {
 	*c = chunk{boundary: -1, between: -1}
 	i := f.skip(p)
 	c.keep = i
@@ -94,7 +121,7 @@ func (f *flow) scan(p []byte) *chunk {
 		}
 		if f.closing {
 			c.closed, c.passed = true, true
-			return c
+			return
 		}
 		var before Scanner
 		if f.limiter != nil {
@@ -103,21 +130,21 @@ func (f *flow) scan(p []byte) *chunk {
 		h, ok, err := f.scanner.Next(p[i:])
 		if err != nil {
 			c.err = err
-			return c
+			return
 		}
 		c.next = i
 		if f.limiter != nil && ok && !h.control() {
 			if c.wait, c.limit = f.limiter.admit(h); c.wait > 0 || c.limit != nil {
 				f.scanner = before
-				return c
+				return
 			}
 		}
 		if ok && len(p)-i < h.Size+f.wants(h) {
 			f.scanner.left, ok = 0, false
 		}
 		if !ok {
-			f.nheld = copy(f.held[:], p[i:])
-			return c
+			f.nheld = uint8(copy(f.held[:], p[i:]))
+			return
 		}
 		payload := p[i+h.Size:]
 		switch h.Opcode {
@@ -128,9 +155,9 @@ func (f *flow) scan(p []byte) *chunk {
 			}
 		case opClose:
 			f.sawClose(h, payload)
-			if f.answered.Load() {
+			if f.has(answered) {
 				c.closed = true // the answer to ours: it goes no further
-				return c
+				return
 			}
 		case opText, opBinary:
 			f.messages.Add(1)
@@ -144,7 +171,6 @@ func (f *flow) scan(p []byte) *chunk {
 		i += n
 	}
 	c.next = i
-	return c
 }
 
 // skip passes over what p has of the current frame's payload.
@@ -170,16 +196,16 @@ func (f *flow) wants(h Header) int {
 // sawClose notes the close frame that begins with h, RFC 6455 §5.5.1.
 func (f *flow) sawClose(h Header, payload []byte) {
 	f.closing = true
-	f.code = CodeNoStatus
+	code := uint16(CodeNoStatus)
 	if h.Length >= 2 {
-		f.code = uint16(payload[0]^h.Mask[0])<<8 | uint16(payload[1]^h.Mask[1])
+		code = uint16(payload[0]^h.Mask[0])<<8 | uint16(payload[1]^h.Mask[1])
 	}
 	by := ByBackend
 	if f.in {
 		by = ByClient
 	}
 	// Before the frame is passed on: that can take as long as dst likes.
-	f.socket.begin(causeClosed(by, f.code), closeGrace)
+	f.socket.begin(causeClosed(by, code), closeGrace)
 }
 
 // write passes on the bytes of a chunk, with what waits for a boundary put in
@@ -200,7 +226,7 @@ func (f *flow) write(p []byte, c *chunk) {
 	f.send(p)
 	if c.passed && !f.shut {
 		f.shut = true
-		f.closeSent.Store(true)
+		f.mark(closeSent)
 	}
 	f.boundary = f.scanner.boundary()
 	f.between = f.boundary && !f.scanner.open
@@ -219,7 +245,7 @@ func (f *flow) send(p []byte) {
 	if f.shut || len(p) == 0 {
 		return
 	}
-	n, err := f.dst.conn.Write(p)
+	n, err := f.dst().conn.Write(p)
 	f.sent.Add(int64(n))
 	if err != nil {
 		f.shut = true
@@ -291,10 +317,10 @@ func (f *flow) inject() bool {
 // sendClose writes a close frame of the gate's, made in p, the last that dst
 // gets. dst stands at a boundary and mu is held.
 func (f *flow) sendClose(p []byte, code uint16, text string) {
-	f.other().answered.Store(true)
+	f.other().mark(answered)
 	f.send(appendClose(p, code, text, f.in))
 	f.shut = true
-	f.closeSent.Store(true)
+	f.mark(closeSent)
 }
 
 // end passes on that src has nothing more to say: a close frame of the gate's
@@ -317,24 +343,16 @@ func (f *flow) end(code uint16, text string) {
 	f.shut = true
 	// With both ends of the stream here the connections are closed next, which
 	// says the same; but not in TLS, whose end is a message of its own.
-	if f.dst.raw == nil || !f.other().ended.Load() {
+	if f.dst().raw == nil || !f.other().has(ended) {
 		f.finish()
 	}
 	f.mu.Unlock()
-}
-
-// other is the flow in the opposite direction.
-func (f *flow) other() *flow {
-	if f.in {
-		return &f.socket.out
-	}
-	return &f.socket.in
 }
 
 // finish passes the end of the stream on to dst, once. mu is held.
 func (f *flow) finish() {
 	if !f.finished {
 		f.finished = true
-		f.dst.closeWrite()
+		f.dst().closeWrite()
 	}
 }

@@ -82,8 +82,8 @@ type Scanner struct {
 	Masked   bool     // frames carry a mask: those of a client
 	Reserved Reserved // bits that extensions allow
 
-	left uint64 // payload bytes of the current frame still to come
 	open bool   // a data message is unfinished, RFC 6455 §5.4
+	left uint64 // payload bytes of the current frame still to come
 }
 
 // Next reads the header at the start of p, which must stand at a frame

@@ -45,12 +45,12 @@ func (s *Socket) tick() {
 		s.mu.Unlock()
 		return
 	}
-	if s.cause.Reason != "" || s.cutAt != never {
+	if s.cause != nil || s.cutAt != never {
 		cut := now >= s.cutAt
 		switch {
 		case !cut:
 			s.timer.Reset(s.cutAt - now)
-		case s.cause.Reason == "":
+		case s.cause == nil:
 			s.cause = s.lost
 		}
 		s.mu.Unlock()
@@ -74,7 +74,7 @@ func (s *Socket) tick() {
 // to look again. mu is held.
 func (s *Socket) look(now time.Duration) (cause *Cause, ping bool, next time.Duration) {
 	if now >= s.lifetime {
-		return &s.lifetimeCause, false, never
+		return s.lifetimeCause, false, never
 	}
 	next = s.lifetime
 	if s.policy.IdleTimeout > 0 {
@@ -136,7 +136,7 @@ func (f *flow) waiting() waiting {
 		stuck: f.writing.Load() || f.pending.Load()&pendingPing != 0,
 		taken: f.sent.Load(),
 	}
-	if backlog, known := f.dst.backlog(); known {
+	if backlog, known := f.dst().backlog(); known {
 		w.taken -= int64(backlog)
 		w.stuck = w.stuck || w.taken+pingOnWire < pinged
 	}

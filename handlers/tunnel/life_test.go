@@ -389,15 +389,15 @@ func TestIdleTimeoutAlone(t *testing.T) {
 func TestLifetime(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		cause Cause
+		cause *Cause
 		want  Cause
 		busy  func(u *tunnel) (wait func())
 	}{
-		{"idle", CauseExpired, CauseExpired, nil},
-		{"idle, limit of the operator", CauseLifetime, CauseLifetime, nil},
-		{"no cause", Cause{}, CauseLifetime, nil},
-		{"busy client", CauseExpired, CauseExpired, func(u *tunnel) func() { return flood(u.client, u.backend) }},
-		{"busy backend", CauseExpired, CauseExpired, func(u *tunnel) func() { return flood(u.backend, u.client) }},
+		{"idle", &CauseExpired, CauseExpired, nil},
+		{"idle, limit of the operator", &CauseLifetime, CauseLifetime, nil},
+		{"no cause", nil, CauseLifetime, nil},
+		{"busy client", &CauseExpired, CauseExpired, func(u *tunnel) func() { return flood(u.client, u.backend) }},
+		{"busy backend", &CauseExpired, CauseExpired, func(u *tunnel) func() { return flood(u.backend, u.client) }},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			u := inMemory(t, Accepted{Policy: everySoOften, Lifetime: 3 * time.Second, LifetimeCause: c.cause}, 1000)

@@ -39,7 +39,7 @@ func appendMessage(p []byte, opcode byte, payload []byte) []byte {
 // read.
 func (s *Socket) Send(frame []byte) bool {
 	s.mu.Lock()
-	room := s.cause.Reason == "" && s.pumps > 0 && len(s.queue) < maxQueued
+	room := s.cause == nil && s.pumps > 0 && len(s.queue) < maxQueued
 	if room {
 		s.queue = append(s.queue, frame)
 		// Known before the lock is free: it goes before a close frame that is

@@ -120,7 +120,7 @@ func TestMessageAndClose(t *testing.T) {
 		s, client, _ := still(t, Reserved{})
 		feed(&s.out, first)
 		post(t, s, TextMessage("too late"))
-		s.begin(causeTest, closeGrace)
+		s.begin(&causeTest, closeGrace)
 		s.out.want(pendingClose)
 		feed(&s.out, last)
 		if want := append(bytes.Clone(first), closeFrame(CodeRestart, causeTest.Text, false)...); !bytes.Equal(client.written, want) {

@@ -141,10 +141,10 @@ func (s *Socket) untilCut(l *limiter) <-chan struct{} {
 
 // relayLimited relays p for a client that has limits: in pieces that fit its
 // rates, and waiting where it has to.
-func (s *Socket) relayLimited(f *flow, p []byte) {
+func (s *Socket) relayLimited(f *flow, c *chunk, p []byte) {
 	for len(p) > 0 && !f.blind {
 		n := f.limiter.piece(len(p))
-		c := s.relayPiece(f, p[:n])
+		s.relayPiece(f, c, p[:n])
 		if n == len(p) && c.wait == 0 {
 			return
 		}

@@ -30,9 +30,9 @@ func (s *Socket) pump(f *flow, early []byte) {
 func (s *Socket) relayEarly(f *flow, early []byte) {
 	for len(early) > 0 {
 		b := takeBuffer()
-		n := copy(b[headroom:], early)
-		early = early[n:]
-		s.relay(f, b, n)
+		b.n = copy(b.bytes[headroom:], early)
+		early = early[b.n:]
+		s.relay(f, b)
 	}
 }
 
@@ -40,17 +40,18 @@ func (s *Socket) relayEarly(f *flow, early []byte) {
 //
 //go:noinline
 func (s *Socket) step(f *flow) bool {
-	if f.src.raw == nil {
+	raw := f.src().raw
+	if raw == nil {
 		return s.stepRest(f)
 	}
-	if err := f.src.raw.Read(f.onReadable); err != nil {
-		f.err = err
+	if err := raw.Read(f.onReadable); err != nil {
+		f.stop(err)
 	}
-	if f.n > 0 {
-		s.relay(f, f.buf, f.n)
-		f.buf, f.n = nil, 0
+	if b := f.buf; b != nil {
+		f.buf = nil
+		s.relay(f, b)
 	}
-	return f.err == nil
+	return !f.over
 }
 
 // readable takes a buffer only when the descriptor has bytes; without any it
@@ -62,10 +63,11 @@ func (f *flow) readable(fd uintptr) bool {
 		return true
 	}
 	for {
-		n, err := readDescriptor(fd, b[headroom:])
+		n, err := readDescriptor(fd, b.bytes[headroom:])
 		switch {
 		case n > 0:
-			f.buf, f.n = b, n
+			b.n = n
+			f.buf = b
 			return true
 		case err == syscall.EINTR:
 			continue
@@ -76,68 +78,72 @@ func (f *flow) readable(fd uintptr) bool {
 			err = io.EOF
 		}
 		buffers.Put(b)
-		f.err = err
+		f.stop(err)
 		return true
 	}
 }
+
+// stop notes that a read told of the end of src.
+func (f *flow) stop(err error) { f.over, f.reset = true, isReset(err) }
 
 // feed makes a buffer for the next step to find.
 //
 //go:noinline
 func (f *flow) feed() {
 	f.starved = false
-	buffers.Put(new(buffer))
+	buffers.Put(newBuffer(bufferSize))
 }
 
 // stepRest is step for a connection that keeps a small buffer of its own.
 //
 //go:noinline
 func (s *Socket) stepRest(f *flow) bool {
-	b, n, err := f.src.readRest()
-	if n > 0 {
-		if b != nil {
-			s.relay(f, b, n)
-		} else {
-			s.relayBytes(f, f.src.rest, n)
-		}
+	src := f.src()
+	b, err := src.readRest()
+	switch {
+	case b != src.rest:
+		s.relay(f, b)
+	case b.n > 0:
+		s.relayBytes(f, b)
 	}
 	if err != nil {
-		f.err = err
+		f.stop(err)
 	}
 	return err == nil
 }
 
-// relay passes on the n bytes that were read into b, and gives b back.
+// relay passes on the bytes that were read into b, and gives b back.
 //
 //go:noinline
-func (s *Socket) relay(f *flow, b *buffer, n int) {
-	s.relayBytes(f, b[:], n)
+func (s *Socket) relay(f *flow, b *buffer) {
+	s.relayBytes(f, b)
 	buffers.Put(b)
 }
 
-// relayBytes passes on the n bytes behind p's headroom, into which goes what
-// the read before held back.
-func (s *Socket) relayBytes(f *flow, p []byte, n int) {
+// relayBytes passes on the bytes that were read into b. What the read before
+// held back goes in front of them.
+func (s *Socket) relayBytes(f *flow, b *buffer) {
 	if f.in {
 		s.life.Store(int64(s.now()))
 	}
 	if f.blind {
 		return
 	}
-	p = p[headroom-f.nheld : headroom+n]
+	p := b.bytes[headroom-int(f.nheld) : headroom+b.n]
 	copy(p, f.held[:f.nheld])
 	f.nheld = 0
 	if f.limiter != nil {
-		s.relayLimited(f, p)
+		s.relayLimited(f, &b.chunk, p)
 	} else {
-		s.relayPiece(f, p)
+		s.relayPiece(f, &b.chunk, p)
 	}
 }
 
-// relayPiece passes on what of p may go on, and acts on what p says.
-func (s *Socket) relayPiece(f *flow, p []byte) *chunk {
+// relayPiece passes on what of p may go on, and acts on what p says, which it
+// leaves in c.
+func (s *Socket) relayPiece(f *flow, c *chunk, p []byte) {
 	bytes, messages := f.bytes.Load(), f.messages.Load()
-	c := f.scan(p)
+	f.scan(c, p)
 	if c.closed {
 		f.sourceClosed()
 	}
@@ -147,7 +153,7 @@ func (s *Socket) relayPiece(f *flow, p []byte) *chunk {
 	}
 	if f.limiter != nil && !f.limiter.rest(f, f.limiter.passing(bytes)) {
 		f.blind = true
-		return c
+		return
 	}
 	f.write(p[:c.keep], c)
 	switch {
@@ -161,15 +167,14 @@ func (s *Socket) relayPiece(f *flow, p []byte) *chunk {
 		f.blind = true
 		s.settle()
 	}
-	return c
 }
 
 // sourceClosed notes that src sent its close frame. With the second of the
 // two the slots are free, before that frame goes on: a client may be back as
 // soon as it has it.
 func (f *flow) sourceClosed() {
-	f.closeSeen.Store(true)
-	if f.other().closeSeen.Load() {
+	f.mark(closeSeen)
+	if f.other().has(closeSeen) {
 		f.socket.freeSlots()
 	}
 }

@@ -48,8 +48,8 @@ func still(t testing.TB, reserved Reserved) (s *Socket, client, backend *sink) {
 // feed gives p to f as one read would.
 func feed(f *flow, p []byte) {
 	b := takeBuffer()
-	copy(b[headroom:], p)
-	f.socket.relay(f, b, len(p))
+	b.n = copy(b.bytes[headroom:], p)
+	f.socket.relay(f, b)
 }
 
 // tape hands out the fuzzer's bytes as decisions; at its end all are 0.
@@ -212,7 +212,7 @@ func FuzzRelay(f *testing.F) {
 		}
 		for i := 0; len(sent) > 0; i++ {
 			if i == closeAt {
-				s.begin(causeIdle, closeGrace)
+				s.begin(&causeIdle, closeGrace)
 				flow.want(pendingClose)
 			}
 			if !in && reader.upTo(3) != 1 {
@@ -397,7 +397,7 @@ func TestWaitingCloseFrameAndTheEnd(t *testing.T) {
 	for _, held := range [][]byte{nil, {0x82}} {
 		s, _, backend := still(t, Reserved{})
 		feed(&s.in, held)
-		s.begin(causeIdle, closeGrace)
+		s.begin(&causeIdle, closeGrace)
 		s.in.pending.Or(pendingClose)
 		s.in.end(0, "")
 		frames, size, broken := reference{masked: true}.parse(backend.written)
@@ -505,10 +505,10 @@ func TestRelayAllocatesNothing(t *testing.T) {
 	pong := frame(0x8A, appendPing(nil, s.number, 0)[2:], true)
 	in := bytes.Join([][]byte{frame(0x81, make([]byte, 100), true), pong, frame(0x82, nil, true), frame(0x89, nil, true), pong[:10]}, nil)
 	out := bytes.Join([][]byte{frame(0x01, make([]byte, 100), false), frame(0x89, nil, false), frame(0x80, make([]byte, 1000), false)}, nil)
-	b := new(buffer)
+	b := newBuffer(bufferSize)
 	run := func(f *flow, p []byte) {
-		copy(b[headroom:], p)
-		s.relayBytes(f, b[:], len(p))
+		b.n = copy(b.bytes[headroom:], p)
+		s.relayBytes(f, b)
 	}
 	n := testing.AllocsPerRun(1000, func() {
 		run(&s.in, in)
@@ -544,12 +544,12 @@ func BenchmarkRelay(b *testing.B) {
 			if c.n == 0 {
 				p = bytes.Repeat(frame(0x82, make([]byte, 128), c.in), 8)
 			}
-			buf := new(buffer)
-			copy(buf[headroom:], p)
+			buf := newBuffer(bufferSize)
+			buf.n = copy(buf.bytes[headroom:], p)
 			b.SetBytes(int64(len(p)))
 			b.ReportAllocs()
 			for b.Loop() {
-				s.relayBytes(f, buf[:], len(p))
+				s.relayBytes(f, buf)
 			}
 		})
 	}

@@ -65,9 +65,9 @@ type Accepted struct {
 
 	// Lifetime is how long the socket may live from now on, 0: forever; and
 	// LifetimeCause whether it is the token that ends then (CauseExpired), or
-	// the limit set by the operator (CauseLifetime, the default).
+	// the limit set by the operator (nil, for CauseLifetime).
 	Lifetime      time.Duration
-	LifetimeCause Cause
+	LifetimeCause *Cause
 
 	// Limits hold what the client sends.
 	Limits Limits
@@ -127,15 +127,15 @@ type Socket struct {
 	timer         *time.Timer
 	nextPing      time.Duration
 	lifetime      time.Duration // never without a limit
-	lifetimeCause Cause
+	lifetimeCause *Cause
 	cutAt         time.Duration // never until the end begins
 	waiting       waiting
 	queue         [][]byte // messages of the operator's that wait
-	cause         Cause    // its Reason is empty until the end begins
-	lost          Cause    // what a failed write tells; the cause if nothing better follows
+	cause         *Cause   // nil until the end begins
+	lost          *Cause   // what a failed write tells; the cause if nothing better follows
 	violation     error    // the rule that was broken first, if that is the cause
 	release       func()
-	pumps         int
+	pumps         int8
 	severed       bool // both connections were cut
 }
 
@@ -168,13 +168,13 @@ func newSocket(a Accepted) *Socket {
 		release:       a.Release,
 		pumps:         2,
 	}
-	s.in = flow{socket: s, in: true, src: &s.client, dst: &s.backend, boundary: true, between: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
-	s.out = flow{socket: s, src: &s.backend, dst: &s.client, boundary: true, between: true, scanner: Scanner{Reserved: a.Reserved}}
+	s.in = flow{socket: s, in: true, boundary: true, between: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
+	s.out = flow{socket: s, boundary: true, between: true, scanner: Scanner{Reserved: a.Reserved}}
 	s.in.limiter = newLimiter(a.Limits)
 	s.in.onReadable = s.in.readable
 	s.out.onReadable = s.out.readable
-	if s.lifetimeCause.Reason == "" {
-		s.lifetimeCause = CauseLifetime
+	if s.lifetimeCause == nil {
+		s.lifetimeCause = &CauseLifetime
 	}
 	if s.policy.PingInterval > 0 {
 		s.nextPing = s.policy.PingInterval
@@ -226,7 +226,7 @@ func (f *flow) traffic() Traffic {
 // cut. It does not wait. It reports false if the socket was ending already.
 func (s *Socket) Close(c Cause) bool {
 	s.mu.Lock()
-	first := s.began(c, closeGrace)
+	first := s.began(&c, closeGrace)
 	if first {
 		// Known before the lock is free: a pump that ends now looks for it.
 		s.in.pending.Or(pendingClose)
@@ -245,16 +245,16 @@ func (s *Socket) Close(c Cause) bool {
 
 // begin notes why the socket ends, unless that is known already, and sets the
 // time that is left to it.
-func (s *Socket) begin(c Cause, grace time.Duration) {
+func (s *Socket) begin(c *Cause, grace time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.began(c, grace)
 }
 
 // began is begin for those who hold mu.
-func (s *Socket) began(c Cause, grace time.Duration) (first bool) {
+func (s *Socket) began(c *Cause, grace time.Duration) (first bool) {
 	s.ending.Store(true)
-	if s.cause.Reason == "" {
+	if s.cause == nil {
 		s.cause = c
 		first = true
 	}
@@ -284,7 +284,7 @@ func (s *Socket) closeFor(f *flow) (code uint16, text string) {
 // violated ends a socket whose source broke the framing rules. No close frame
 // is expected of it any more.
 func (s *Socket) violated(f *flow, err error) {
-	f.closeSeen.Store(true)
+	f.mark(closeSeen)
 	cause := causeBackendProtocol
 	if f.in {
 		cause = causeClientProtocol
@@ -300,7 +300,7 @@ func (s *Socket) violated(f *flow, err error) {
 // exceeded ends a socket whose client went beyond a limit. What it sends from
 // here on is not read as frames: the one that was refused may still come.
 func (s *Socket) exceeded(f *flow, cause Cause) {
-	f.closeSeen.Store(true)
+	f.mark(closeSeen)
 	s.Close(cause)
 	s.settle()
 }
@@ -312,7 +312,7 @@ func (s *Socket) exceeded(f *flow, cause Cause) {
 // and takes no lock: a pump must not wait for the other.
 func (s *Socket) settle() {
 	f := &s.out
-	if f.closeSent.Load() && s.in.closeSeen.Load() && !f.settled.Swap(true) {
+	if f.has(closeSent) && s.in.has(closeSeen) && f.mark(settled) {
 		f.want(pendingEnd)
 	}
 }
@@ -320,13 +320,13 @@ func (s *Socket) settle() {
 // writeFailed notes that the destination of f takes nothing any more. What it
 // may have sent before is still read: its close frame can be among it.
 func (s *Socket) writeFailed(f *flow) {
-	lost, grace := causeBackendLost, closeGrace
+	lost, grace := &causeBackendLost, closeGrace
 	if !f.in {
-		lost, grace = causeClientLost, resetGrace
+		lost, grace = &causeClientLost, resetGrace
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lost.Reason == "" {
+	if s.lost == nil {
 		s.lost = lost
 	}
 	s.cutWithin(grace)
@@ -335,26 +335,25 @@ func (s *Socket) writeFailed(f *flow) {
 // pumpEnded passes on that the source of f is gone, and tidies up after the
 // second.
 func (s *Socket) pumpEnded(f *flow) {
-	f.ended.Store(true)
-	reset := isReset(f.err)
+	f.mark(ended)
 	if f.in {
 		grace := closeGrace
-		if reset {
+		if f.reset {
 			grace = resetGrace
 		}
-		s.begin(causeClientLost, grace)
+		s.begin(&causeClientLost, grace)
 		f.end(0, "")
 	} else {
-		s.begin(causeBackendLost, closeGrace)
+		s.begin(&causeBackendLost, closeGrace)
 		var code uint16
-		if !s.in.closeSeen.Load() && !s.in.ended.Load() {
+		if !s.in.has(closeSeen | ended) {
 			code = CodeBackendLost
 		}
 		f.end(code, causeBackendLost.Text)
 	}
 	// A reset that came just before the tunnel began reads as a plain end:
 	// the server had taken its error.
-	if reset || !f.in || f.src.broken() {
+	if f.reset || !f.in || f.src().broken() {
 		s.freeSlots()
 	}
 	s.mu.Lock()
@@ -377,7 +376,7 @@ func (s *Socket) finished() {
 		return
 	}
 	s.mu.Lock()
-	end := Summary{Cause: s.cause, Violation: s.violation, Duration: s.now()}
+	end := Summary{Cause: *s.cause, Violation: s.violation, Duration: s.now()}
 	s.mu.Unlock()
 	end.In, end.Out = s.Traffic()
 	s.observer.Closed(s, end)

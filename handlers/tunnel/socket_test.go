@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 )
 
 var causeTest = Cause{By: ByGate, Reason: "drain", Code: CodeRestart, Text: "restarting"}
@@ -797,5 +798,13 @@ func TestRegistry(t *testing.T) {
 	r.Remove(&Socket{Identity: Identity{ID: "1"}})
 	if n := r.Len(); n != 2 {
 		t.Errorf("%d sockets", n)
+	}
+}
+
+// What a socket takes is what thousands of idle ones take. 768 bytes is a size
+// of Go's allocator, the next one is 896.
+func TestSocketStaysSmall(t *testing.T) {
+	if size := unsafe.Sizeof(Socket{}); size > 768 {
+		t.Errorf("%d bytes", size)
 	}
 }

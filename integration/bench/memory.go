@@ -26,11 +26,19 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 	}
 	drop(warm)
 	time.Sleep(time.Second)
+	// Each figure is the growth from a state of its own kind: of the resident
+	// set as it settles by itself, and of that after a collection. Taking the
+	// first from a process that was just made to collect would count the
+	// garbage it always holds as the sockets'.
+	before, err := p.settledRSS(ctx, o.settle)
+	if err != nil {
+		return err
+	}
 	liveBefore, err := p.live()
 	if err != nil {
 		return err
 	}
-	before, err := p.settledRSS(ctx, o.settle)
+	collected, err := p.settledRSS(ctx, o.settle)
 	if err != nil {
 		return err
 	}
@@ -57,7 +65,7 @@ func (p *proxy) measureMemory(ctx context.Context, o options, t *tokens) error {
 		if rss, err = p.settledRSS(ctx, o.settle); err != nil {
 			return err
 		}
-		p.memory.after = each(rss - before)
+		p.memory.after = each(rss - collected)
 	}
 	drop(sockets)
 	readers.Wait()
