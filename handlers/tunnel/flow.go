@@ -28,7 +28,10 @@ type flow struct {
 	over       bool // src has nothing more to say
 	reset      bool // and did not end with a FIN
 	pong       bool // a ping of ours was answered
+	quiet      bool // src has sent no data for long, and parks when it is silent
+	parking    bool // now
 	nheld      uint8
+	place      uint32         // in the lot, 0 without
 	held       [headroom]byte // bytes of a frame that can't go on yet
 	rtt        time.Duration  // after which our ping was answered
 	scanner    Scanner
@@ -55,13 +58,14 @@ type flow struct {
 	bytes    atomic.Uint64 // payload bytes of data frames
 }
 
-// What has happened to a flow for good.
+// What has happened to a flow, mostly for good.
 const (
 	closeSent uint32 = 1 << iota // dst got a close frame
 	closeSeen                    // src sent a close frame, or broke a rule
 	answered                     // the gate sent src a close frame of its own
 	settled                      // dst gets the end of the stream
 	ended                        // the pump passed on that src has nothing more to say
+	parked                       // no pump has the flow; this one comes and goes
 )
 
 // has reports whether this has happened.

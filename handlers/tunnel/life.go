@@ -67,6 +67,7 @@ func (s *Socket) tick() {
 		s.Close(*cause)
 	case ping:
 		s.out.want(pendingPing)
+		s.settleDown()
 	}
 }
 

@@ -5,7 +5,8 @@ import (
 	"syscall"
 )
 
-// pump relays one direction until its source has nothing more to say.
+// pump relays one direction until its source has nothing more to say, or
+// nothing for now: see park.
 //
 // Its goroutine is to keep the smallest stack there is, 2 KiB: one that grew
 // once does not shrink as far again. So frames on the way from here to the
@@ -19,6 +20,9 @@ func (s *Socket) pump(f *flow, early []byte) {
 		}
 		if f.pong {
 			s.tellPong(f)
+		}
+		if f.parking && s.park(f) {
+			return
 		}
 	}
 	s.pumpEnded(f)
@@ -44,7 +48,7 @@ func (s *Socket) step(f *flow) bool {
 	if raw == nil {
 		return s.stepRest(f)
 	}
-	if err := raw.Read(f.onReadable); err != nil {
+	if err := raw.Read(f.onReadable); err != nil && !f.nudged(err) {
 		f.stop(err)
 	}
 	if b := f.buf; b != nil {
@@ -55,7 +59,7 @@ func (s *Socket) step(f *flow) bool {
 }
 
 // readable takes a buffer only when the descriptor has bytes; without any it
-// reports false, and the pump waits on without one.
+// reports false, and the pump waits on without one, or parks.
 func (f *flow) readable(fd uintptr) bool {
 	b, ok := buffers.Get().(*buffer)
 	if !ok {
@@ -73,7 +77,8 @@ func (f *flow) readable(fd uintptr) bool {
 			continue
 		case err == syscall.EAGAIN:
 			buffers.Put(b)
-			return false
+			f.parking = f.quiet
+			return f.parking
 		case err == nil:
 			err = io.EOF
 		}
@@ -148,8 +153,11 @@ func (s *Socket) relayPiece(f *flow, c *chunk, p []byte) {
 		f.sourceClosed()
 	}
 	bytes, messages = f.bytes.Load()-bytes, f.messages.Load()-messages
-	if s.policy.IdleTimeout > 0 && bytes+messages > 0 {
-		s.data.Store(int64(s.now()))
+	if bytes+messages > 0 {
+		f.quiet = false
+		if s.policy.IdleTimeout > 0 {
+			s.data.Store(int64(s.now()))
+		}
 	}
 	if f.limiter != nil && !f.limiter.rest(f, f.limiter.passing(bytes)) {
 		f.blind = true

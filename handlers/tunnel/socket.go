@@ -119,9 +119,10 @@ type Socket struct {
 	opened          time.Time
 
 	// Signs of life, as times since opened.
-	life   atomic.Int64 // the client was last known to live
-	data   atomic.Int64 // last data message; kept only with an idle timeout
-	ending atomic.Bool  // a close frame was seen or is to be sent: no more pings
+	life    atomic.Int64  // the client was last known to live
+	data    atomic.Int64  // last data message; kept only with an idle timeout
+	ending  atomic.Bool   // a close frame was seen or is to be sent: no more pings
+	carried atomic.Uint32 // data until the last ping, as a number that changes with it
 
 	mu            sync.Mutex // guards what follows; held for moments only
 	timer         *time.Timer
@@ -168,8 +169,8 @@ func newSocket(a Accepted) *Socket {
 		release:       a.Release,
 		pumps:         2,
 	}
-	s.in = flow{socket: s, in: true, boundary: true, between: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
-	s.out = flow{socket: s, boundary: true, between: true, scanner: Scanner{Reserved: a.Reserved}}
+	s.in = flow{socket: s, in: true, quiet: true, boundary: true, between: true, scanner: Scanner{Masked: true, Reserved: a.Reserved}}
+	s.out = flow{socket: s, quiet: true, boundary: true, between: true, scanner: Scanner{Reserved: a.Reserved}}
 	s.in.limiter = newLimiter(a.Limits)
 	s.in.onReadable = s.in.readable
 	s.out.onReadable = s.out.readable
@@ -335,6 +336,7 @@ func (s *Socket) writeFailed(f *flow) {
 // pumpEnded passes on that the source of f is gone, and tidies up after the
 // second.
 func (s *Socket) pumpEnded(f *flow) {
+	lot.leave(f)
 	f.mark(ended)
 	if f.in {
 		grace := closeGrace
@@ -392,6 +394,9 @@ func (s *Socket) cut() {
 	s.mu.Unlock()
 	s.client.cut()
 	s.backend.cut()
+	// The lot does not hear of descriptors that are gone.
+	s.in.resume()
+	s.out.resume()
 }
 
 // freeSlots gives back, once, what the socket holds of others'.

@@ -1,0 +1,17 @@
+//go:build !linux
+
+package tunnel
+
+import "syscall"
+
+// parkingLot is known on Linux only: elsewhere every flow has its goroutine.
+type parkingLot struct{}
+
+func (*parkingLot) place(*flow) (spot, bool) { return spot{}, false }
+
+func (*parkingLot) leave(*flow) {}
+
+// spot is none.
+type spot struct{}
+
+func (spot) wait(syscall.RawConn) bool { return false }
