@@ -147,9 +147,17 @@ func Start(a Accepted) *Socket {
 	if s.observer != nil {
 		s.observer.Opened(s)
 	}
-	go s.pump(&s.in, a.ClientEarly)
-	go s.pump(&s.out, a.BackendEarly)
+	s.launch(&s.in, a.ClientEarly)
+	s.launch(&s.out, a.BackendEarly)
 	return s
+}
+
+// launch begins to relay one direction. It takes no goroutine before there is
+// something to relay.
+func (s *Socket) launch(f *flow, early []byte) {
+	if len(early) > 0 || f.src().raw == nil || !s.park(f) {
+		go s.pump(f, early)
+	}
 }
 
 // newSocket is a socket whose clock runs, but which moves nothing yet.
