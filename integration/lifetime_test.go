@@ -468,7 +468,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 	p := newIDP(t)
 	b := newBackend(t)
 	g, open := gatedPairs(t, p, b, map[string]string{
-		"a":    fmt.Sprintf("max_connections %d\nping_interval 5s\npong_timeout 3s", sockets),
+		"a":    fmt.Sprintf("max_connections %d\nping_interval 15s\npong_timeout 3s", sockets),
 		"free": "ping_interval 0",
 	})
 	// What is made at first use, and the garbage of as many handshakes.

@@ -73,34 +73,44 @@ func TestNodesCap(t *testing.T) {
 	p := newIDP(t)
 	b := newBackend(t)
 	b.echoes()
-	nodes, _ := startNodes(t, 3, server, p, "timeout 1s",
+	// deny: a node that is too busy to hear Redis in time must not decide alone.
+	nodes, _ := startNodes(t, 3, server, p, "timeout 1s\non_error deny",
 		gated{name: "reject", gate: "max_connections 5 by user\nhandshake_rate 1000/1s by user", upstream: b.addr},
 		gated{name: "evict", gate: "max_connections 5 by user evict_oldest", upstream: b.addr})
 	token := p.token(nodes[0], nil)
-	for round := range 3 {
+	for round, clean := 0, 0; clean < 3; round++ {
+		if round == 10 {
+			t.Fatalf("%d of %d rounds went without a question that Redis did not answer in time", clean, round)
+		}
 		before := calls(t, server, "evalsha")
 		open, got := raceOver(nodes, 300, at("reject", token))
-		want(t, fmt.Sprintf("round %d", round), got, map[int]int{101: 5, 429: 295})
-		if n := liveOver(t, nodes, "reject"); n != 5 {
-			t.Errorf("round %d: %d live", round, n)
+		if got[503] == 0 {
+			clean++
+			want(t, fmt.Sprintf("round %d", round), got, map[int]int{101: 5, 429: 295})
+		}
+		if n := liveOver(t, nodes, "reject"); n > 5 || n != got[101] {
+			t.Errorf("round %d: %d live, answers %v", round, n, got)
 		}
 		t.Logf("%d scripts for 300 handshakes and the beats of three nodes meanwhile", calls(t, server, "evalsha")-before)
 		for _, c := range open {
 			c.finish(t)
 		}
-		eventually(t, "room on every node", func() bool {
-			return !slices.ContainsFunc(nodes, func(g *gate) bool {
-				c, a := g.attempt(at("reject", token))
-				if c != nil {
-					c.finish(t)
+		eventually(t, "room for all on every node", func() bool {
+			var room []*conn
+			for i := range 5 {
+				if c, _ := nodes[i%3].attempt(at("reject", token)); c != nil {
+					room = append(room, c)
 				}
-				return a.status != 101
-			})
+			}
+			for _, c := range room {
+				c.finish(t)
+			}
+			return len(room) == 5
 		})
 	}
 
 	open, got := raceOver(nodes, 300, at("evict", token))
-	if got[101]+got[429] != 300 || got[101] < 5 {
+	if got[101]+got[429]+got[503] != 300 || got[101] < 5 {
 		t.Fatalf("answers %v, want 101, or 429 for those evicted before theirs", got)
 	}
 	eventually(t, "5 left", func() bool { return liveOver(t, nodes, "evict") == 5 })

@@ -273,7 +273,7 @@ func (s *Store) leave() {
 			s.drop(id)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*s.options.Timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	_ = s.tell(ctx, s.pending()) // what fails here ends by itself
 	_ = s.client.ZRem(ctx, s.key("all", "nodes"), s.self+" "+s.options.Node).Err()
