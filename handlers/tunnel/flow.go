@@ -30,6 +30,7 @@ type flow struct {
 	pong       bool // a ping of ours was answered
 	quiet      bool // src has sent no data for long, and parks when it is silent
 	parking    bool // now
+	watched    bool // the lot hears of src
 	nheld      uint8
 	place      uint32         // in the lot, 0 without
 	held       [headroom]byte // bytes of a frame that can't go on yet

@@ -31,13 +31,14 @@ func (s *Socket) park(f *flow) bool {
 	if at, ok := lot.place(f); ok {
 		source := f.src().raw
 		f.marks.Or(parked) // from here on f may be resumed, and is another pump's
-		if at.wait(source) {
+		if at.take(source) {
 			return true
 		}
 		if f.marks.And(^parked)&parked == 0 {
 			return true // it was cut meanwhile
 		}
 	}
+	f.watched = false
 	f.quiet = false // or the next step would come to nothing again
 	return false
 }

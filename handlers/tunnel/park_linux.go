@@ -30,30 +30,46 @@ type spot struct {
 func (l *parkingLot) place(f *flow) (spot, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if f.place != 0 {
-		return spot{l.raw, f.place, unix.EPOLL_CTL_MOD}, true
-	}
 	if l.file == nil && !l.open() {
 		return spot{}, false
 	}
-	for l.last++; l.last == 0 || l.flows[l.last] != nil; l.last++ {
-		continue // taken, since it went round
+	if f.place == 0 {
+		for l.last++; l.last == 0 || l.flows[l.last] != nil; l.last++ {
+			continue // taken, since it went round
+		}
+		f.place = l.last
+		l.flows[f.place] = f
 	}
-	f.place = l.last
-	l.flows[f.place] = f
-	return spot{l.raw, f.place, unix.EPOLL_CTL_ADD}, true
+	operation := unix.EPOLL_CTL_ADD
+	if f.watched {
+		operation = unix.EPOLL_CTL_MOD
+	}
+	f.watched = true
+	return spot{l.raw, f.place, operation}, true
 }
 
-// wait has the flow of this spot resumed, once, when the source is readable or
-// at its end. It reports false if it can't, as for a source that is closed.
-func (s spot) wait(source syscall.RawConn) (waits bool) {
+// ignore hears no more of the source of f, which its pump waits for by itself.
+//
+//go:noinline
+func (l *parkingLot) ignore(f *flow) {
+	f.watched = false
+	l.mu.Lock()
+	at := spot{l.raw, f.place, unix.EPOLL_CTL_DEL}
+	l.mu.Unlock()
+	_ = at.take(f.src().raw)
+}
+
+// take has the instance resume the flow of this spot, once, when the source is
+// readable or at its end; or, as the operation may be, forget it. It reports
+// false if it can't, as for a source that is closed.
+func (s spot) take(source syscall.RawConn) (did bool) {
 	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(s.number)}
 	err := source.Control(func(fd uintptr) {
 		_ = s.instance.Control(func(instance uintptr) {
-			waits = unix.EpollCtl(int(instance), s.operation, int(fd), &event) == nil
+			did = unix.EpollCtl(int(instance), s.operation, int(fd), &event) == nil
 		})
 	})
-	return waits && err == nil
+	return did && err == nil
 }
 
 // open makes the instance. mu is held.

@@ -9,9 +9,11 @@ type parkingLot struct{}
 
 func (*parkingLot) place(*flow) (spot, bool) { return spot{}, false }
 
+func (*parkingLot) ignore(*flow) {}
+
 func (*parkingLot) leave(*flow) {}
 
 // spot is none.
 type spot struct{}
 
-func (spot) wait(syscall.RawConn) bool { return false }
+func (spot) take(syscall.RawConn) bool { return false }

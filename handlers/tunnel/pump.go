@@ -21,6 +21,9 @@ func (s *Socket) pump(f *flow, early []byte) {
 		if f.pong {
 			s.tellPong(f)
 		}
+		if f.watched && !f.quiet {
+			lot.ignore(f) // to be told twice of every packet costs
+		}
 		if f.parking && s.park(f) {
 			return
 		}
