@@ -189,3 +189,40 @@ func (f *flow) sourceClosed() {
 		f.socket.freeSlots()
 	}
 }
+
+// pumpEnded passes on that the source of f is gone, and tidies up after the
+// second.
+func (s *Socket) pumpEnded(f *flow) {
+	lot.leave(f)
+	f.mark(ended)
+	if f.in {
+		grace := closeGrace
+		if f.reset {
+			grace = resetGrace
+		}
+		s.begin(&causeClientLost, grace)
+		f.end(0, "")
+	} else {
+		s.begin(&causeBackendLost, closeGrace)
+		var code uint16
+		if !s.in.has(closeSeen | ended) {
+			code = CodeBackendLost
+		}
+		f.end(code, causeBackendLost.Text)
+	}
+	// A reset that came just before the tunnel began reads as a plain end:
+	// the server had taken its error.
+	if f.reset || !f.in || f.src().broken() {
+		s.freeSlots()
+	}
+	s.mu.Lock()
+	s.pumps--
+	last := s.pumps == 0
+	if last {
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	if last {
+		s.finished()
+	}
+}
